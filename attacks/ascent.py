@@ -1,0 +1,93 @@
+"""What the first-order attacks share: gradient steps, and further searches, on who is not yet fooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Loss, Samples
+
+Render = Callable[[Tensor, Tensor], Tensor]  # (images x, parameter p) -> perturbed images
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # (images x, parameter p, gradient) -> next p
+Cost = Callable[[Tensor], Tensor]  # parameter p (B,...) -> what it costs, (B,)
+Search = Callable[[Tensor, Tensor, Tensor, Samples], Tensor]  # (x, y, p so far, samples) -> p
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    loss: Loss,
+    samples: Samples,
+    *,
+    steps: int,
+    render: Render,
+    step: Step,
+    early_stop: bool,
+    cost: Cost | None = None,
+) -> Tensor:
+    """Raise the loss of `render(x, p)`, less the `cost` of p, over p (B,...) in `steps` steps.
+
+    With `early_stop` a sample leaves the batch as soon as an iterate fools the model, and that iterate
+    is its answer: at least as strong as the last iterate, and the price falls with every sample fooled.
+    What the last step leads to is not judged here; whoever asked for the attack judges that anyway.
+
+    A NaN in a gradient counts as zero and an infinity as the largest number, so that a model whose
+    gradient overflows at some pixels is attacked at the others, and no iterate can turn NaN.
+    """
+    found = start.clone()
+    active = torch.arange(len(x), device=x.device)
+    p = start
+    for _ in range(steps):
+        p = p.detach().requires_grad_()
+        losses, fooled = loss.judged(model, render(x, p), y)
+        total = losses.sum() if cost is None else losses.sum() - cost(p).sum()
+        (gradient,) = torch.autograd.grad(total, p)
+        samples.book(forwards=1, backwards=1)
+        p = p.detach()
+        if early_stop and bool(fooled.any()):
+            found[active[fooled]] = p[fooled]
+            keep = ~fooled
+            active, samples = active[keep], samples.select(keep)
+            x, y, p, gradient = x[keep], y[keep], p[keep], gradient[keep]
+            if len(active) == 0:
+                return found
+        p = step(x, p, gradient.nan_to_num())
+    found[active] = p
+    return found
+
+
+def in_turn(
+    searches: Sequence[Search],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    loss: Loss,
+    samples: Samples,
+    *,
+    render: Render,
+) -> Tensor:
+    """Make each search on the samples that the searches before it left standing.
+
+    The first gets `start` (B,...), each later one what the one before it found. A parameter that
+    fools the model is never given up for another.
+    """
+    found, p = start.clone(), start
+    standing = torch.arange(len(x), device=x.device)
+    for turn, search in enumerate(searches):
+        if turn > 0:
+            with torch.no_grad():
+                _, fooled = loss.judged(model, render(x, p), y)
+            samples.book(forwards=1)
+            keep = ~fooled
+            if not bool(keep.any()):
+                break
+            standing, samples = standing[keep], samples.select(keep)
+            x, y, p = x[keep], y[keep], p[keep]
+        p = search(x, y, p, samples)
+        found[standing] = p
+    return found

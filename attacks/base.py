@@ -1,0 +1,153 @@
+"""What every attack is: frozen hyper-parameters, and a pure call that returns perturbed images."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Loss, Samples, UserError, frozen
+from ..deformation import Padding, warp
+from ..losses import LOSSES
+from .threats import FLOW, Threat
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """Hyper-parameters of an attack; calling it attacks.
+
+    A call never changes the model: not its mode, parameters, `requires_grad` or `.grad`. What it
+    returns lies in [0,1] and inside the budget, and depends, for each sample, on that sample alone.
+
+    Every whole-number hyper-parameter is at least 1 and every other number at least 0 and finite;
+    UserError otherwise, and for a word that is not among a hyper-parameter's choices.
+    """
+
+    loss_name: ClassVar[str] = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        """Refuse hyper-parameters that cannot be meant."""
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            _check(type(self).__name__, field.name, getattr(self, field.name), hints[field.name])
+
+    @property
+    @abstractmethod
+    def threat(self) -> Threat:
+        """How the size of a perturbation is measured, and in what unit."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        budget: float,
+        loss: Loss | None = None,
+        samples: Samples | None = None,
+    ) -> Tensor:
+        """Perturbed images (B,C,H,W) in [0,1] for images x in [0,1] with labels y (B,).
+
+        `budget` is in the unit of `self.threat`; `loss` is what to raise (by default the
+        classification loss named by `loss_name`); `samples` says who the samples are, for their
+        random streams and the book of costs (by default 0, 1, ... with seed 0). Raises UserError for
+        images outside [0,1] and for a budget below 0.
+        """
+        loss, samples = self._prepare(x, budget, loss, samples)
+        with _attacking(model):
+            return self.perturb(model, x.detach(), y, budget, loss, samples).detach()
+
+    @abstractmethod
+    def perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
+    ) -> Tensor:
+        """The attack itself, on a frozen model; called by `__call__`."""
+
+    def _prepare(
+        self, x: Tensor, budget: float, loss: Loss | None, samples: Samples | None
+    ) -> tuple[Loss, Samples]:
+        if not budget >= 0:  # written so that NaN is refused too
+            raise UserError(f"a budget must be at least 0, not {budget}")
+        if math.isinf(budget) and not self.unbounded:
+            raise UserError(f"{type(self).__name__} needs a finite budget, not {budget}")
+        if x.numel() > 0 and not bool((x.amin() >= 0) & (x.amax() <= 1)):
+            raise UserError(
+                f"images must lie in [0,1] and these run from {x.amin():.4g} to {x.amax():.4g}: "
+                "rescale them, and leave any normalisation to the model"
+            )
+        return loss or LOSSES[self.loss_name], samples or Samples(range(len(x)))
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether a budget of infinity has a meaning."""
+        return False
+
+
+@dataclass(frozen=True)
+class FlowAttack(Attack):
+    """An attack that moves pixels: it finds a flow in pixels and warps the image by it.
+
+    `padding` says what lies beyond the image's edge: the edge's own pixel (`border`), which is this
+    package's one policy, or black (`zeros`).
+    """
+
+    padding: Padding = "border"
+
+    @property
+    def threat(self) -> Threat:
+        return FLOW
+
+    def flow(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        budget: float,
+        loss: Loss | None = None,
+        samples: Samples | None = None,
+    ) -> Tensor:
+        """The flow (B,2,H,W), in pixels, that the attack finds; see `__call__` for the arguments."""
+        loss, samples = self._prepare(x, budget, loss, samples)
+        with _attacking(model):
+            return self.deform(model, x.detach(), y, budget, loss, samples).detach()
+
+    def perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
+    ) -> Tensor:
+        flow = self.deform(model, x, y, budget, loss, samples)
+        return self.render(x, flow).clamp(0, 1)  # the weights' rounding may pass 1 by a hair
+
+    def render(self, x: Tensor, flow: Tensor) -> Tensor:
+        """Images x (B,C,H,W) warped by `flow` (B,2,H,W) in pixels."""
+        return warp(x, flow, self.padding)
+
+    @abstractmethod
+    def deform(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
+    ) -> Tensor:
+        """The search for a flow, on a frozen model."""
+
+
+@contextmanager
+def _attacking(model: nn.Module) -> Iterator[None]:
+    """The model frozen and gradients on, even where the caller has switched them off."""
+    with frozen(model), torch.enable_grad():
+        yield
+
+
+def _check(attack: str, name: str, value: object, hint: object) -> None:
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        choices = ", ".join(str(choice) for choice in get_args(hint))
+        raise UserError(f"{attack}: {name} must be one of {choices}, not '{value}'")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    least = 1 if hint is int else 0
+    if not least <= value < math.inf:
+        raise UserError(f"{attack}: {name} must be at least {least} and finite, not {value}")

@@ -1,0 +1,47 @@
+"""Threat models: what a budget measures, in which unit, and how it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Table
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A way to measure a perturbation.
+
+    `size` gives (B,) sizes of perturbations (B,...): of the difference of two images for linf and l2,
+    of the flow for flow.
+    """
+
+    name: str
+    unit: str
+    default_budgets: tuple[float, ...]
+    largest: float
+    size: Callable[[Tensor], Tensor]
+
+    def label(self, budget: float) -> str:
+        """The budget as people write it: 8/255, 0.5, 1.5 px."""
+        if self.name == "linf":
+            return f"{budget * 255:.4g}/255"
+        return f"{budget:.4g} px" if self.unit == "pixels" else f"{budget:.4g}"
+
+
+def _linf(perturbation: Tensor) -> Tensor:
+    return perturbation.abs().flatten(1).amax(1)
+
+
+def _l2(perturbation: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+
+
+LINF = Threat("linf", "image units", tuple(n / 255 for n in (1, 2, 4, 8, 16, 32)), 1.0, _linf)
+L2 = Threat("l2", "image units", (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), float("inf"), _l2)
+FLOW = Threat("flow", "pixels", (0.05, 0.1, 0.2, 0.4, 0.8, 1.6), float("inf"), _linf)
+
+THREATS: Table[Threat] = Table("threat model", {t.name: t for t in (LINF, L2, FLOW)})

@@ -1,0 +1,109 @@
+"""What `main.py` and `evaluate.py` can be asked for: every flag, with its help, type and range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .attacks import ATTACKS
+from .core import UserError
+from .datasets import AUGMENTATIONS, DATASETS
+from .fields import check_ranges, flag
+from .models import MODELS
+
+CACHE = Path("~/.cache/robustbench_gpm")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Flags of `main.py`. Defaults that depend on the data set come from its recipe."""
+
+    data_name: str = flag("digits", f"data set: {', '.join(DATASETS)}")
+    data_path: Path | None = flag(None, "folder the data set lies in (digits needs none)")
+    model_name: str = flag(
+        "digits_cnn",
+        f"network: {', '.join(MODELS)}, timm:<name>, torchvision:<name> or path/to/file.py:factory",
+    )
+    pretrained: bool = flag(False, "start from the published weights of a timm or torchvision model")
+    image_size: int | None = flag(
+        None, "pixels on a side that imagefolder's images are brought to; 224 if not given", above=0
+    )
+    limit: int | None = flag(None, "train on this many images only", above=0)
+    augment: str = flag("none", f"augmentation: {', '.join(AUGMENTATIONS)}")
+
+    epochs: int = flag(40, "passes over the training images", at_least=1)
+    batch_size: int = flag(128, "images a step", at_least=1)
+    lr: float = flag(0.01, "learning rate of SGD at the start", above=0)
+    momentum: float = flag(0.9, "momentum of SGD", at_least=0, at_most=1)
+    weight_decay: float = flag(5e-4, "weight decay of SGD", at_least=0)
+    schedule: Literal["cosine", "multistep"] = flag("cosine", "how the learning rate falls")
+    milestones: tuple[int, ...] = flag(
+        (), "multistep: epochs after which it falls tenfold", at_least=0
+    )
+
+    seed: int = flag(0, "seed of weights, shuffling and augmentation", at_least=0)
+    device: str = flag("auto", "auto, cpu or cuda")
+    precision: Literal["fp32", "bf16"] = flag("fp32", "arithmetic of the forward and backward pass")
+    workers: int = flag(0, "processes that prepare batches; the result is the same", at_least=0)
+    cache_dir: Path = flag(CACHE, "folder for decoded images")
+    checkpoints_dir: Path = flag(Path("checkpoints"), "folder that new checkpoints are put in")
+    out: Path | None = flag(
+        None, "folder of this checkpoint; by default named by data, model and objective"
+    )
+    resume: bool = flag(False, "go on with the training that was interrupted")
+    overwrite: bool = flag(False, "replace the checkpoint that is there")
+
+    def __post_init__(self) -> None:
+        """Raise UserError for the first number out of its range."""
+        check_ranges(self)
+        if self.resume and self.overwrite:
+            raise UserError("--resume goes on and --overwrite starts again: give one of them")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Flags of `evaluate.py`."""
+
+    attack: tuple[str, ...] = flag(("pgd", "stadv"), f"attacks: {', '.join(ATTACKS)}")
+    budgets: tuple[str, ...] = flag(
+        (),
+        "budgets, such as 2/255 8/255 (flows in pixels), for every attack, or for one as "
+        "pgd=2/255,8/255; by default each attack's own range",
+    )
+    checkpoint: tuple[str, ...] = flag(
+        (), "checkpoint folders or their weights files; by default the newest one that fits"
+    )
+    checkpoints_dir: Path = flag(Path("checkpoints"), "folder that checkpoints are looked for in")
+
+    model: str | None = flag(
+        None, "evaluate this model instead of a checkpoint: any model name, or onnx:<file>"
+    )
+    weights: Path | None = flag(None, "weights for --model: .safetensors, .pt or .pth")
+    mean: tuple[float, ...] = flag((), "what --model's inputs are normalised with, a number a channel")
+    std: tuple[float, ...] = flag((), "the same: standard deviations", above=0)
+
+    data_name: str | None = flag(None, "data set; by default the one the checkpoint was trained on")
+    data_path: Path | None = flag(None, "folder the data set lies in")
+    image_size: int | None = flag(None, "pixels on a side of imagefolder's images", above=0)
+    split: Literal["train", "validation", "test"] = flag("test", "split to evaluate on")
+    limit: int | None = flag(None, "evaluate this many images only", above=0)
+    cache_dir: Path = flag(CACHE, "folder for decoded images")
+
+    model_name: str | None = flag(None, "choose the newest checkpoint of this model")
+
+    out: Path | None = flag(None, "folder for the results; by default results/<name>")
+    batch_size: int = flag(250, "images attacked at once; the verdicts are the same", at_least=1)
+    examples: int = flag(4, "fooled images an attack shows in the picture", at_least=0)
+    seed: int = flag(0, "seed of the attacks' random starts", at_least=0)
+    device: str = flag("auto", "auto, cpu or cuda")
+
+    def __post_init__(self) -> None:
+        """Raise UserError for the first number out of its range, and for flags that don't fit."""
+        check_ranges(self)
+        if self.model is None and (self.weights or self.mean or self.std):
+            raise UserError("--weights, --mean and --std go with --model: name the model too")
+        if self.model is not None and self.checkpoint:
+            raise UserError("give --model or --checkpoint, not both")
+        if self.model is not None and self.data_name is None:
+            raise UserError("--model needs to know the data: give --data_name too")

@@ -1,0 +1,155 @@
+"""Images in class folders: which files belong to a split, with which labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core import UserError
+from .base import SplitName
+from .shuffle import hold_out
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+TEST_SHARE = 0.2  # of a folder that comes in no splits
+
+
+class ImageFile(NamedTuple):
+    """A file, and what tells that it has changed."""
+
+    path: str
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """A split's files in a fixed order (by class, then by name), with labels and places (N,)."""
+
+    files: tuple[ImageFile, ...]
+    labels: Tensor
+    index: Tensor
+    classes: tuple[str, ...]
+
+    def select(self, mask: Tensor) -> Listing:
+        """The files where `mask` (N,) is true; each keeps its place in the source."""
+        rows = mask.nonzero().flatten().tolist()
+        files = tuple(self.files[row] for row in rows)
+        return Listing(files, self.labels[mask], self.index[mask], self.classes)
+
+
+def has_splits(root: Path) -> bool:
+    """Whether `root` holds a folder named as a split."""
+    return any((root / name).is_dir() for name in ("train", "val", "validation", "test"))
+
+
+def list_split(root: Path, split: SplitName, validation_share: float) -> Listing:
+    """The files of one split under `root`.
+
+    `root` holds {train,[val|validation],test}/<class>/*: a missing validation split is held out of
+    train, and val serves as test where there is no test. Or it holds <class>/* alone: then a fixed
+    fifth of each class is the test split. Raises UserError for anything else.
+    """
+    if not has_splits(root):
+        whole = _scan(root, _class_names(root))
+        test = hold_out(whole.labels, TEST_SHARE)
+        return (
+            whole.select(test)
+            if split == "test"
+            else _part(whole.select(~test), split, validation_share)
+        )
+    folders = _split_folders(root)
+    classes = _agreed_classes(folders.values())
+    if split in folders and (split != "train" or "validation" in folders):
+        return _scan(folders[split], classes)
+    if split == "test" or "train" not in folders:
+        missing = "test" if split == "test" else "train"
+        raise UserError(
+            f"{root} has no {missing} folder beside {', '.join(sorted(folders))}: add it, or give "
+            f"a --data_path that holds class folders alone to have it split"
+        )
+    return _part(_scan(folders["train"], classes), split, validation_share)
+
+
+def _part(listing: Listing, split: SplitName, share: float) -> Listing:
+    held = hold_out(listing.labels, share)
+    return listing.select(held if split == "validation" else ~held)
+
+
+def _split_folders(root: Path) -> dict[SplitName, Path]:
+    validation = [root / name for name in ("val", "validation") if (root / name).is_dir()]
+    if len(validation) > 1:
+        raise UserError(f"{root} holds both val and validation: keep one of them")
+    folders: dict[SplitName, Path] = {}
+    if (root / "train").is_dir():
+        folders["train"] = root / "train"
+    if (root / "test").is_dir():
+        folders["test"] = root / "test"
+    if validation:  # public validation sets whose test labels are secret serve as the test split
+        folders["validation" if "test" in folders else "test"] = validation[0]
+    return folders
+
+
+def _agreed_classes(folders: Iterable[Path]) -> tuple[str, ...]:
+    first, *others = folders
+    classes = _class_names(first)
+    for other in others:
+        theirs = _class_names(other)
+        if theirs != classes:
+            odd = sorted(set(theirs) ^ set(classes))
+            raise UserError(
+                f"the class folders of {other} differ from those of {first} (for one, "
+                f"'{odd[0]}'): give both the same"
+            )
+    return classes
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    with _scanned(folder) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder} holds no class folders: put the images in {folder}/<class>/")
+    if len(names) < 2:
+        raise UserError(
+            f"{folder} holds one class folder only ('{names[0]}'): classification needs two or more"
+        )
+    return tuple(names)
+
+
+def _scan(folder: Path, classes: tuple[str, ...]) -> Listing:
+    files: list[ImageFile] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _images(folder / name)
+        files += found
+        labels += [label] * len(found)
+    return Listing(tuple(files), torch.tensor(labels), torch.arange(len(labels)), classes)
+
+
+def _images(folder: Path) -> list[ImageFile]:
+    with _scanned(folder) as entries:
+        found = [
+            ImageFile(entry.path, entry.stat().st_size, entry.stat().st_mtime_ns)
+            for entry in entries
+            if entry.name.lower().endswith(SUFFIXES)
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        ]
+    if not found:
+        raise UserError(
+            f"the class folder {folder} holds no images ({', '.join(SUFFIXES)}): "
+            f"fill it or remove it"
+        )
+    return sorted(found)
+
+
+def _scanned(folder: Path) -> os._ScandirIterator[str]:
+    try:
+        return os.scandir(folder)
+    except OSError as problem:
+        raise UserError(f"cannot list {folder} ({problem.strerror}): check its rights") from None

@@ -1,0 +1,14 @@
+"""The objectives by name, and how they are put together."""
+
+from ..core import Table
+from .base import Objective, Penalty
+from .flow_gradient import FlowGradient
+from .gpm import GPM
+from .input_gradient import InputGradient
+from .penalised import Penalised
+
+PENALTIES: Table[type[Penalty]] = Table(
+    "penalty", {p.tag: p for p in (FlowGradient, InputGradient, GPM)}
+)
+
+__all__ = ["GPM", "PENALTIES", "FlowGradient", "InputGradient", "Objective", "Penalised", "Penalty"]

@@ -1,0 +1,59 @@
+"""What training lowers: objectives fill `.grad`, penalties are functions of the input gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from ..core import Loss
+from ..fields import check_ranges
+
+
+class Objective(Protocol):
+    """How one batch becomes a gradient; the trainer does the rest."""
+
+    def backward(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> dict[str, Tensor]:
+        """Add this batch's gradient to `.grad` of the parameters; return what to log, per-batch means.
+
+        x (B,C,H,W) lies in [0,1]; `loss` gives (B,) losses.
+        """
+        ...
+
+
+class Penalty(ABC):
+    """A price on the gradient of each sample's own loss with respect to its input.
+
+    Per sample, not per batch: the weight of a sample does not depend on how many share its batch.
+    A subclass is a frozen dataclass whose fields are flags, `<tag>_lamb` among them; at 0 it is off.
+    """
+
+    tag: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Raise UserError for the first number out of its range."""
+        check_ranges(self)
+
+    @property
+    def label(self) -> str:
+        """The penalty in a folder's name: its tag and its lambda, as in fgr300."""
+        return f"{self.tag}{getattr(self, self.lamb_flag()):g}"
+
+    @classmethod
+    def lamb_flag(cls) -> str:
+        """The name of the flag, and field, that holds the penalty's lambda: fgr_lamb."""
+        return f"{cls.tag}_lamb"
+
+    @property
+    @abstractmethod
+    def weight(self) -> float:
+        """What the mean penalty is multiplied by in the objective."""
+
+    @abstractmethod
+    def __call__(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """Penalties, shape (B,), from dL_i/dx_i (B,C,H,W), part of a graph, and images x in [0,1]."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The images that loss and penalty are taken at; most penalties leave x as it is."""
+        return x

@@ -1,0 +1,357 @@
+"""Records: what an evaluation measured, one row a sample, and the numbers derived from the rows.
+
+A folder of records holds two files:
+
+* `records.parquet`, one row a sample: `index`, `label`, `clean_prediction`, `clean_confidence`; for
+  each attack A `A/fooled/<budget>`, `A/smallest_budget` (null where robust), `A/broken_by`,
+  `A/forwards`, `A/backwards`, `A/seconds`; the hashes of weights, data and configuration.
+* `examples.parquet`, one row a picture: images as raw little-endian float32 bytes, and their shape.
+
+What is the same in all rows is JSON in the metadata of both, under the key `robustbench_gpm`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from .core import UserError
+
+SCHEMA = 1
+RECORDS, EXAMPLES, SUMMARY = "records.parquet", "examples.parquet", "summary.json"
+HASHES = ("weights_hash", "data_hash", "configuration_hash")
+_KEY = b"robustbench_gpm"
+_SAMPLE = ("index", "label", "clean_prediction", "clean_confidence")
+_SPENT = ("forwards", "backwards", "seconds")
+_DESCRIPTION = ("name", "hyperparameters", "threat", "unit", "budgets", "labels")
+_PREDICTED = ("clean_prediction", "clean_confidence", "prediction", "confidence")
+_EXAMPLE = ("index", "label", "attack", "budget", *_PREDICTED)
+
+
+@dataclass(frozen=True, eq=False)
+class AttackColumns:
+    """What one attack did to each of N samples, in the order of `Records.index`.
+
+    `smallest_budget` (N,) is taken from `budgets` (ascending, above 0) itself: nan where the sample
+    was robust at all of them, 0.0 where it was wrong without any attack. `broken_by` names the
+    attack that did it, or "clean", or None. Forward and backward passes and seconds are what each
+    sample cost. Raises ValueError where these contradict each other.
+    """
+
+    name: str
+    hyperparameters: str
+    threat: str
+    unit: str
+    budgets: tuple[float, ...]
+    labels: tuple[str, ...]
+    smallest_budget: NDArray[np.float64]
+    broken_by: list[str | None]
+    forwards: NDArray[np.int64]
+    backwards: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        ladder = (0.0, *self.budgets)
+        if len(ladder) == 1 or any(b <= a for a, b in itertools.pairwise(ladder)):
+            raise ValueError(f"{self.name}: budgets {self.budgets} must ascend from above 0")
+        if len(self.labels) != len(self.budgets):
+            raise ValueError(f"{self.name}: {len(self.labels)} labels, {len(self.budgets)} budgets")
+        smallest = self.smallest_budget
+        columns = (self.broken_by, self.forwards, self.backwards, self.seconds)
+        if any(len(column) != len(smallest) for column in columns):
+            raise ValueError(f"{self.name}: its columns differ in length")
+        if not (np.isnan(smallest) | np.isin(smallest, ladder)).all():
+            raise ValueError(f"{self.name}: a smallest budget is none of 0 and {self.budgets}")
+
+    def fooled(self) -> NDArray[np.bool_]:
+        """Whether each sample was fooled at a budget or below it, shape (budgets, N)."""
+        return self.smallest_budget <= np.array(self.budgets)[:, None]  # nan is never below
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One sample kept for the picture: images (C,H,W) float32 in [0,1], flow (2,H,W) in pixels."""
+
+    index: int
+    label: int
+    attack: str
+    budget: float
+    clean_prediction: int
+    clean_confidence: float
+    prediction: int
+    confidence: float
+    clean: NDArray[np.float32]
+    adversarial: NDArray[np.float32]
+    flow: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """All that was measured on one model, N samples long; `model` is the name drawn in legends.
+
+    `provenance` is JSON (lists, not tuples) with at least the three HASHES.
+    Raises ValueError where the parts contradict each other.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    clean_prediction: NDArray[np.int64]
+    clean_confidence: NDArray[np.float32]
+    attacks: tuple[AttackColumns, ...]
+    examples: tuple[Example, ...]
+    provenance: dict[str, object]
+
+    def __post_init__(self) -> None:
+        lengths = {len(getattr(self, name)) for name in _SAMPLE}
+        if len(lengths | {len(attack.smallest_budget) for attack in self.attacks}) != 1:
+            raise ValueError("the columns of the records differ in length")
+        missing = [name for name in HASHES if name not in self.provenance]
+        if missing:
+            raise ValueError(f"the provenance lacks {', '.join(missing)}")
+        known = {(attack.name, budget) for attack in self.attacks for budget in attack.budgets}
+        for example in self.examples:
+            if (example.attack, example.budget) not in known:
+                raise ValueError(f"example {example.index}: no {example.attack} at that budget")
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which samples the model gets right without any attack, shape (N,)."""
+        return np.equal(self.clean_prediction, self.label)
+
+    def attack(self, name: str) -> AttackColumns:
+        """The columns of the attack of that name. Raises KeyError if there is none."""
+        return {attack.name: attack for attack in self.attacks}[name]
+
+
+class Proportion(NamedTuple):
+    """A share of the samples in [0,1], and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def proportion(hits: NDArray[np.bool_]) -> Proportion:
+    """The share of true values in hits (N,), with Wilson's score interval (Wilson 1927).
+
+    Raises UserError where there are no samples.
+    """
+    if len(hits) == 0:
+        raise UserError("the records hold no sample: evaluate at least one (--limit)")
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, "wilson")
+    return Proportion(float(hits.mean()), float(interval.low), float(interval.high))
+
+
+def robust_accuracy(records: Records, attack: AttackColumns) -> list[Proportion]:
+    """Robust accuracy at each of the attack's budgets: right when clean and not yet fooled."""
+    return [proportion(records.right & ~fooled) for fooled in attack.fooled()]
+
+
+def summarise(records: Records) -> dict[str, object]:
+    """What `summary.json` says: accuracies in [0,1] with 95% intervals, and what they cost."""
+    clean = proportion(records.right)
+    by_attack = {attack.name: _cost((attack,)) for attack in records.attacks}
+    return {
+        "model": records.model,
+        "n": len(records.index),
+        "clean_accuracy": clean.value,
+        "clean_ci95": [clean.low, clean.high],
+        "curves": {attack.name: _curve(records, attack) for attack in records.attacks},
+        "cost": {**_cost(records.attacks), "by_attack": by_attack},
+        "provenance": records.provenance,
+    }
+
+
+def _curve(records: Records, attack: AttackColumns) -> dict[str, object]:
+    points = robust_accuracy(records, attack)
+    return {
+        "threat": attack.threat,
+        "unit": attack.unit,
+        "budgets": list(attack.budgets),
+        "labels": list(attack.labels),
+        "robust_accuracy": [point.value for point in points],
+        "ci95": [[point.low, point.high] for point in points],
+        "hyperparameters": attack.hyperparameters,
+    }
+
+
+def _cost(attacks: tuple[AttackColumns, ...]) -> dict[str, object]:
+    return {
+        "forwards": sum(int(attack.forwards.sum()) for attack in attacks),
+        "backwards": sum(int(attack.backwards.sum()) for attack in attacks),
+        "seconds": sum(float(attack.seconds.sum()) for attack in attacks),
+    }
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place at the end, or vanishes after an error.
+
+    Makes the folder. Raises UserError if it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {path.parent} ({error.strerror}): name another with --out"
+        ) from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_summary(records: Records, folder: Path) -> Path:
+    """Write `folder/summary.json` and return its path."""
+    text = json.dumps(summarise(records), indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(folder / SUMMARY) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return folder / SUMMARY
+
+
+def write(records: Records, folder: Path) -> None:
+    """Write both files into `folder`, made if need be; an error leaves what was there.
+
+    Raises UserError if two columns would have the same name, or the folder cannot be made.
+    """
+    metadata = {_KEY: json.dumps(_describe(records), allow_nan=False).encode()}
+    tables = (_sample_table(records), _example_table(records))
+    # Both are complete before either takes its place.
+    with replacing(folder / RECORDS) as rows, replacing(folder / EXAMPLES) as examples:
+        for table, path in zip(tables, (rows, examples), strict=True):
+            pq.write_table(
+                table.replace_schema_metadata(metadata),
+                path,
+                compression="zstd",
+                write_page_checksum=True,
+            )
+
+
+def _describe(records: Records) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "model": records.model,
+        "classes": list(records.classes),
+        "attacks": [{key: getattr(a, key) for key in _DESCRIPTION} for a in records.attacks],
+        "provenance": records.provenance,
+    }
+
+
+def _sample_table(records: Records) -> pa.Table:
+    columns = [(name, pa.array(getattr(records, name))) for name in _SAMPLE]
+    for attack in records.attacks:
+        for budget, fooled in zip(attack.budgets, attack.fooled(), strict=True):
+            columns.append((f"{attack.name}/fooled/{budget:.6g}", pa.array(fooled)))
+        smallest = pa.array(attack.smallest_budget, from_pandas=True)  # nan becomes null
+        columns.append((f"{attack.name}/smallest_budget", smallest))
+        columns.append((f"{attack.name}/broken_by", pa.array(attack.broken_by, pa.string())))
+        columns += [(f"{attack.name}/{key}", pa.array(getattr(attack, key))) for key in _SPENT]
+    everywhere = pa.array(np.zeros(len(records.index), np.int32))
+    for key in HASHES:
+        value = pa.array([str(records.provenance[key])])
+        columns.append((key, pa.DictionaryArray.from_arrays(everywhere, value)))
+    if len(dict(columns)) < len(columns):
+        raise UserError(
+            "two columns of the records would have the same name: give each attack once, and "
+            "budgets that differ in their first six digits"
+        )
+    return pa.table(dict(columns))
+
+
+def _raw(image: NDArray[np.float32]) -> bytes:
+    return np.asarray(image, dtype="<f4").tobytes()
+
+
+def _example_table(records: Records) -> pa.Table:
+    examples = records.examples
+    columns: dict[str, Any] = {key: [getattr(e, key) for e in examples] for key in _EXAMPLE}
+    columns["shape"] = [list(e.clean.shape) for e in examples]
+    columns["clean"] = [_raw(e.clean) for e in examples]
+    columns["adversarial"] = [_raw(e.adversarial) for e in examples]
+    columns["flow"] = [None if e.flow is None else _raw(e.flow) for e in examples]
+    kinds = {"attack": pa.string(), "shape": pa.list_(pa.int64())}
+    kinds |= dict.fromkeys(("budget", "clean_confidence", "confidence"), pa.float64())
+    kinds |= dict.fromkeys(("clean", "adversarial", "flow"), pa.binary())
+    return pa.table({k: pa.array(v, kinds.get(k, pa.int64())) for k, v in columns.items()})
+
+
+def read(folder: Path) -> Records:
+    """The records in `folder`; raises UserError if absent, damaged or of another schema."""
+    samples, described = _load(folder / RECORDS)
+    examples, described_again = _load(folder / EXAMPLES)
+    if described != described_again:
+        raise UserError(
+            f"{RECORDS} and {EXAMPLES} in {folder} come from different evaluations: evaluate again"
+        )
+    try:
+        return _assemble(samples, examples, described)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the records in {folder} are damaged ({error}): evaluate again") from error
+
+
+def _load(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"there is no {path}: run evaluate.py with --out {path.parent} first")
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        described = json.loads(table.schema.metadata[_KEY])
+        schema = described["schema"]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged or holds no records of this project: evaluate again"
+        ) from error
+    if schema != SCHEMA:
+        raise UserError(
+            f"{path} has records of schema {schema} where this version reads {SCHEMA}: "
+            "evaluate again, or read it with the version that wrote it"
+        )
+    return table, described
+
+
+def _assemble(samples: pa.Table, examples: pa.Table, described: dict[str, Any]) -> Records:
+    attacks = []
+    for about in described["attacks"]:
+        columns: dict[str, Any] = {key: about[key] for key in _DESCRIPTION}
+        columns |= {key: tuple(about[key]) for key in ("budgets", "labels")}
+        for key in ("smallest_budget", *_SPENT):
+            columns[key] = samples[f"{about['name']}/{key}"].to_numpy().copy()
+        columns["broken_by"] = samples[f"{about['name']}/broken_by"].to_pylist()
+        attacks.append(AttackColumns(**columns))
+    return Records(
+        model=described["model"],
+        classes=tuple(described["classes"]),
+        **{name: samples[name].to_numpy().copy() for name in _SAMPLE},
+        attacks=tuple(attacks),
+        examples=tuple(_example(row) for row in examples.to_pylist()),
+        provenance=described["provenance"],
+    )
+
+
+def _example(row: dict[str, Any]) -> Example:
+    def image(raw: bytes, channels: int) -> NDArray[np.float32]:
+        values = np.frombuffer(raw, dtype="<f4").astype(np.float32)  # a copy: writable
+        return values.reshape(channels, *row["shape"][1:])
+
+    return Example(
+        **{key: row[key] for key in _EXAMPLE},
+        clean=image(row["clean"], row["shape"][0]),
+        adversarial=image(row["adversarial"], row["shape"][0]),
+        flow=None if row["flow"] is None else image(row["flow"], 2),
+    )

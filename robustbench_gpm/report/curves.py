@@ -1,0 +1,166 @@
+"""Accuracy against budget: a panel a threat, a line for each model under each attack."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from ..records import AttackColumns, Records, proportion, robust_accuracy
+from .files import save
+
+# Okabe and Ito (2008), Color Universal Design; the yellow last, as it is faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 2)))
+MARKERS = "os^Dv*X"
+THREATS = ("linf", "l2", "flow")  # the order of the panels; any other comes after
+PANEL = (4.0, 3.3)  # inches
+MOST_TICKS = 9
+
+
+class Line(NamedTuple):
+    """One model under one attack, and how it is drawn."""
+
+    records: Records
+    attack: AttackColumns
+    label: str
+    style: dict[str, Any]
+
+
+def draw_curves(models: Sequence[Records], folder: Path, name: str = "curve") -> tuple[Path, Path]:
+    """Draw robust accuracy (%) against budget into `folder/name.png` and `.pdf`, and return both.
+
+    Colour tells the model, line and marker the attack; a line starts at budget 0 with the clean
+    accuracy, and its band is the 95% interval. The same records give the same bytes. Raises
+    UserError where records hold no sample, ValueError where there is no attack.
+    """
+    lines = _lines(models)
+    if not lines:
+        raise ValueError("these records hold no attack, so there is no curve to draw")
+    seen = list(dict.fromkeys(line.attack.threat for line in lines))
+    threats = [t for t in THREATS if t in seen] + [t for t in seen if t not in THREATS]
+    columns = min(len(threats), 3)
+    rows = -(-len(threats) // columns)
+    width = PANEL[0] * columns if columns < 3 else 10.0
+    layout = ConstrainedLayoutEngine(wspace=0.05)
+    figure = Figure(figsize=(max(width, 5.5), PANEL[1] * rows), layout=layout)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    for panel, threat in zip(panels, threats, strict=False):
+        _draw_panel(panel, threat, [line for line in lines if line.attack.threat == threat])
+    for panel in list(panels)[len(threats) :]:
+        panel.set_visible(False)
+    _add_legend(figure, lines)
+    return save(figure, folder / f"{name}.png"), save(figure, folder / f"{name}.pdf")
+
+
+def _lines(models: Sequence[Records]) -> list[Line]:
+    """One line a model and attack, attack by attack, so that a legend's column is an attack."""
+    names = _names(models)
+    colours: Sequence[Any] = COLOURS
+    if len(models) > len(COLOURS):
+        colours = list(mpl.colormaps["viridis"](np.linspace(0, 0.95, len(models))))
+    attacks = list(dict.fromkeys(a.name for records in models for a in records.attacks))
+    lines = []
+    for number, attack_name in enumerate(attacks):
+        dashes, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
+        for records, name, colour in zip(models, names, colours, strict=False):
+            style = {"color": colour, "linestyle": dashes, "marker": marker}
+            label = textwrap.fill(f"{name}, {attack_name}", 60)
+            lines += [
+                Line(records, attack, label, style)
+                for attack in records.attacks
+                if attack.name == attack_name
+            ]
+    return lines
+
+
+def _names(models: Sequence[Records]) -> list[str]:
+    """The models' names; those that share one are numbered."""
+    shared, so_far = Counter(records.model for records in models), Counter[str]()
+    names = []
+    for records in models:
+        so_far[records.model] += 1
+        number = f" ({so_far[records.model]})" if shared[records.model] > 1 else ""
+        names.append(records.model + number)
+    return names
+
+
+def _draw_panel(panel: Axes, threat: str, lines: list[Line]) -> None:
+    unit = lines[0].attack.unit
+    factor = 255 if threat == "linf" else 1
+    for line in lines:
+        points = [proportion(line.records.right), *robust_accuracy(line.records, line.attack)]
+        middle, low, high = 100 * np.array(points).T
+        x = factor * np.array((0.0, *line.attack.budgets))
+        colour = line.style["color"]
+        panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        panel.plot(x, middle, **line.style, markersize=4.5, linewidth=1.6, clip_on=False, zorder=3)
+    _scale(panel, sorted({float(f"{factor * b:.6g}") for a in lines for b in a.attack.budgets}))
+    named = {"linf": "linf (/255)", "flow": "flow (pixels)"}.get(threat)
+    panel.set_xlabel(f"budget, {named or f'{threat} ({unit})'}")
+    kind = {"pixels": "location", "image units": "intensity"}.get(unit, unit)
+    panel.set_title(f"{kind} ({threat})", fontsize=11)
+    panel.set_ylim(0, 100)
+    panel.set_yticks(range(0, 101, 20))
+    if panel.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+        panel.set_ylabel("accuracy (%)")
+    panel.grid(color="0.9", linewidth=0.7)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(panel: Axes, budgets: list[float]) -> None:
+    """Mark 0 and the budgets, on whichever scale keeps the closest two further apart.
+
+    Even steps stay even on the linear one; doublings are even on the logarithmic one, which is
+    linear from 0 to the smallest budget.
+    """
+    ticks = np.array((0.0, *budgets))
+    logarithmic = np.concatenate(([0.0], 1 + np.log2(ticks[1:] / ticks[1])))
+    if _closest(logarithmic) > _closest(ticks) * 1.01:
+        # The linear part is drawn linscale / (1 - 1/base) = 1 doubling long.
+        panel.set_xscale("symlog", base=2, linthresh=budgets[0], linscale=0.5)
+    panel.set_xlim(0, budgets[-1])
+    step = -(-len(ticks) // MOST_TICKS)
+    named = [f"{tick:.4g}" if i % step == 0 else "" for i, tick in enumerate(ticks)]
+    panel.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
+    panel.xaxis.set_major_formatter(FixedFormatter(named))
+    panel.xaxis.set_minor_locator(NullLocator())
+
+
+def _closest(positions: np.ndarray) -> float:
+    """The smallest gap between neighbours as a share of the whole span."""
+    return float(np.diff(positions).min() / positions[-1])
+
+
+def _add_legend(figure: Figure, lines: list[Line]) -> None:
+    """Put the legend below in as many columns as fit, and make the figure taller by it."""
+    handles = [Line2D([], [], **line.style, label=line.label, markersize=4.5) for line in lines]
+    attacks = len({line.attack.name for line in lines})
+    most = attacks * -(-len(lines) // (5 * attacks))  # about five to a column
+    width, height = figure.get_size_inches()
+    for columns in range(most, 0, -1):
+        legend: Legend = figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=9,
+            frameon=False,
+            handlelength=3.2,
+        )
+        size = legend.get_window_extent()
+        if size.width < 0.98 * figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_size_inches(width, height + size.height / figure.dpi)

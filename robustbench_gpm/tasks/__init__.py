@@ -1,0 +1,6 @@
+"""The tasks by name."""
+
+from ..core import Table
+from .classification import Classification
+
+TASKS: Table[type[Classification]] = Table("task", {"classification": Classification})

@@ -1,0 +1,140 @@
+"""`main.py`, `robustbench-gpm train`: flags -> data -> model -> objective -> trainer -> checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .checkpoint import Card
+from .config import TrainConfig
+from .core import UserError, pick_device, seed_everything
+from .datasets import AUGMENTATIONS, DATASETS, DataSpec, LoadOptions, Split, TrainLoader
+from .datasets import load_split, prepared
+from .fields import plain
+from .files import free_folder, writable_folder
+from .flags import Parser, build, build_parser, parse, peek
+from .models import ModelOptions, build_model
+from .objectives import PENALTIES, Penalised, Penalty
+from .tasks import TASKS
+from .trainer import Plan, Trainer
+
+# What may differ between an interrupted training and its resumption: it doesn't change the result.
+INCIDENTAL = {"resume", "overwrite", "device", "workers", "cache_dir", "checkpoints_dir", "out"}
+
+
+def run(arguments: Sequence[str], prog: str) -> None:
+    """Train as `arguments` ask, and print where the checkpoint is."""
+    spec = DATASETS[peek(arguments, "data_name", "digits")]
+    values = parse(_parser(spec, prog), arguments)
+    config = build(TrainConfig, values)
+    penalties = _penalties(values)
+    device = pick_device(config.device)
+    folder = _folder(config, penalties)
+    seed_everything(config.seed)
+    train, validation = _splits(config)
+    options = _model_options(config, spec, train)
+    card = Card(
+        model_name=config.model_name,
+        model_options=dataclasses.asdict(options),
+        task=spec.task,
+        data_name=config.data_name,
+        classes=train.classes,
+        objective=repr(Penalised(penalties)),
+        configuration=plain(values),
+        versions=checkpoint.versions(),
+    )
+    trainer = Trainer(
+        build_model(config.model_name, options),
+        Penalised(penalties),
+        TASKS[spec.task](),
+        _plan(config),
+        device,
+        folder,
+        card,
+        show_progress=True,
+    )
+    if config.resume:
+        _check_same(card, checkpoint.read_card(folder))
+        trainer.restore(checkpoint.load_resume(folder))
+    augmentation = AUGMENTATIONS[config.augment](train.images.shape[-1])
+    loader = TrainLoader(train, config.batch_size, augmentation, config.seed, config.workers)
+    card = trainer.run(loader, prepared(validation, augmentation))
+    best = card.history[card.best_epoch - 1]["validation_accuracy"]
+    print(f"best validation accuracy {best:.2%}, in epoch {card.best_epoch}")
+    print(f"checkpoint: {folder}")
+
+
+def _parser(spec: DataSpec, prog: str) -> Parser:
+    recipe = dataclasses.asdict(spec.recipe)
+    defaults = {**recipe, "data_name": spec.name, "model_name": spec.default_model}
+    return build_parser(
+        prog,
+        "Train a model with any combination of gradient penalties; without one, a baseline.",
+        [TrainConfig, *PENALTIES.values()],
+        defaults,
+    )
+
+
+def _penalties(values: Mapping[str, Any]) -> tuple[Penalty, ...]:
+    built = [build(penalty, values) for penalty in PENALTIES.values()]
+    return tuple(penalty for penalty in built if penalty.weight > 0)
+
+
+def _folder(config: TrainConfig, penalties: Sequence[Penalty]) -> Path:
+    """The checkpoint's folder, made and tried before long work."""
+    objective = "_".join(penalty.label for penalty in penalties) or "baseline"
+    model = "".join(c if c.isalnum() or c in "._-" else "-" for c in config.model_name)
+    name = model if model.startswith(config.data_name) else f"{config.data_name}_{model}"
+    folder = config.out or free_folder(
+        config.checkpoints_dir / f"{name}_{objective}", latest=config.resume or config.overwrite
+    )
+    there = (folder / checkpoint.CARD).exists()
+    if config.resume and not there:
+        raise UserError(f"nothing to resume: there is no checkpoint in {folder}")
+    if there and not config.resume and not config.overwrite:
+        raise UserError(
+            f"a checkpoint is in {folder} already: go on with it by --resume, replace it by "
+            "--overwrite, or choose another --out"
+        )
+    return writable_folder(folder, "--out")
+
+
+def _splits(config: TrainConfig) -> tuple[Split, Split]:
+    options = LoadOptions(
+        data_path=config.data_path,
+        cache_dir=config.cache_dir.expanduser(),
+        image_size=config.image_size,
+    )
+    train = load_split(config.data_name, "train", options)
+    if config.limit is not None:
+        train = train.limit(config.limit)
+    return train, load_split(config.data_name, "validation", options)
+
+
+def _model_options(config: TrainConfig, spec: DataSpec, split: Split) -> ModelOptions:
+    return ModelOptions(
+        classes=len(split.classes),
+        channels=split.images.shape[1],
+        image_size=split.images.shape[-1],
+        mean=spec.mean,
+        std=spec.std,
+        pretrained=config.pretrained,
+    )
+
+
+def _plan(config: TrainConfig) -> Plan:
+    names = [f.name for f in dataclasses.fields(Plan)]
+    return Plan(**{name: getattr(config, name) for name in names})
+
+
+def _check_same(now: Card, before: Card) -> None:
+    for name, value in now.configuration.items():
+        was = before.configuration.get(name)
+        if name not in INCIDENTAL and was != value:
+            raise UserError(
+                f"cannot resume: --{name} was {was} and is {value} now; give the same flags as "
+                "before, or start again with --overwrite"
+            )

@@ -1,0 +1,190 @@
+"""The training loop: an objective fills `.grad`, the trainer steps, validates and saves."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .checkpoint import Card
+from .core import Loss, UserError, seed_everything
+from .datasets import Split, TrainLoader
+from .objectives import Objective
+from .progress import Bar, bar
+from .tasks import Classification
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to step: SGD with momentum (Nesterov off), and a learning rate that falls with time."""
+
+    epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: Literal["cosine", "multistep"]
+    milestones: tuple[int, ...]
+    precision: Literal["fp32", "bf16"]
+    seed: int
+
+    def lr_factor(self, epochs_done: float) -> float:
+        """What the learning rate is multiplied by, after a (fractional) number of epochs."""
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, epochs_done / self.epochs)))
+        return float(0.1 ** sum(epochs_done >= milestone for milestone in self.milestones))
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """A loss whose forward pass runs in bfloat16 where that is safe; the weights stay float32."""
+
+    inner: Loss
+    device: str
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.inner(model, x, y).float()
+
+    def judged(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.device, torch.bfloat16):
+            losses, fooled = self.inner.judged(model, x, y)
+            return losses.float(), fooled
+
+
+class Trainer:
+    """One training run: what it works on, and where it stands."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        task: Classification,
+        plan: Plan,
+        device: torch.device,
+        folder: Path,
+        card: Card,
+        *,
+        show_progress: bool = False,
+    ) -> None:
+        """`card` says what is trained; a copy with the history is saved to `folder` every epoch."""
+        self.model, self.objective, self.task, self.plan = model.to(device), objective, task, plan
+        self.device, self.folder, self.card, self.show = device, folder, card, show_progress
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay
+        )
+        self.loss = task.loss
+        if plan.precision == "bf16":
+            self.loss = MixedPrecision(task.loss, device.type)
+
+    def run(self, loader: TrainLoader, validation: Split) -> Card:
+        """Train for the epochs that are left; save after each. Returns the finished card."""
+        for epoch in range(len(self.card.history), self.plan.epochs):
+            seed_everything(hash((self.plan.seed, epoch)))
+            title = f"epoch {epoch + 1}/{self.plan.epochs}"
+            with bar(title, len(loader), "batch", show=self.show) as progress:
+                log = self._epoch(loader, epoch, progress)
+                self._check_weights(epoch)
+                log["validation_accuracy"] = accuracy(
+                    self.model, validation, self.task, self.device
+                )
+                progress.set_postfix_str(_figures(log))
+            self._save(log)
+        return self.card
+
+    def _epoch(self, loader: TrainLoader, epoch: int, progress: Bar) -> dict[str, float]:
+        self.model.train()
+        totals: defaultdict[str, float] = defaultdict(float)
+        for batch, (x, y) in enumerate(loader.epoch(epoch)):
+            self._set_lr(epoch + batch / len(loader))
+            self.optimizer.zero_grad(set_to_none=True)
+            log = self.objective.backward(
+                self.model, x.to(self.device), y.to(self.device), self.loss
+            )
+            for name, value in log.items():
+                totals[name] += _finite(name, value, epoch, batch)
+            self.optimizer.step()
+            progress.update(1)
+            progress.set_postfix_str(_figures({k: v / (batch + 1) for k, v in totals.items()}))
+        return {name: total / len(loader) for name, total in totals.items()}
+
+    def _set_lr(self, epochs_done: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.lr * self.plan.lr_factor(epochs_done)
+
+    def _check_weights(self, epoch: int) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise UserError(
+                f"weights became NaN or infinite in epoch {epoch + 1}: lower --lr or the "
+                "penalty's weight; the epochs before are saved"
+            )
+
+    def _save(self, log: dict[str, float]) -> None:
+        history = [*self.card.history, log]
+        accuracies = [entry["validation_accuracy"] for entry in history]
+        best = accuracies.index(max(accuracies))
+        self.card = replace(
+            self.card,
+            history=history,
+            best_epoch=best + 1,
+            finished=len(history) == self.plan.epochs,
+            saved_at=checkpoint.now(),
+        )
+        if best == len(history) - 1:
+            checkpoint.save_weights(self.model, self.folder / checkpoint.BEST)
+        checkpoint.save_weights(self.model, self.folder / checkpoint.LAST)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": history,
+        }
+        checkpoint.save_resume(state, self.folder)
+        checkpoint.write_card(self.card, self.folder)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `checkpoint.load_resume` read. Raises UserError if it doesn't fit."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.card = replace(self.card, history=list(state["history"]))
+        except (KeyError, RuntimeError, ValueError):
+            raise UserError(
+                f"{self.folder / checkpoint.RESUME} belongs to another model: "
+                "start again with --overwrite"
+            ) from None
+
+
+def accuracy(
+    model: nn.Module,
+    split: Split,
+    task: Classification,
+    device: torch.device,
+    batch_size: int = 500,
+) -> float:
+    """The share of a split that the model, in evaluation mode, gets right."""
+    model.eval()
+    right = 0
+    for rows in torch.arange(len(split)).split(batch_size):
+        x, y = split.batch(rows)
+        labels, _ = task.predict(model, x.to(device))
+        right += int((labels == y.to(device)).sum())
+    return right / len(split)
+
+
+def _finite(name: str, value: Tensor, epoch: int, batch: int) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise UserError(
+            f"the {name} became {number} in epoch {epoch + 1}, batch {batch + 1}: "
+            "lower --lr or the penalty's weight; the epochs before are saved"
+        )
+    return number
+
+
+def _figures(log: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3g}" for name, value in log.items())
