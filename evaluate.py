@@ -1,4 +1,4 @@
-"""Attack a model: `python evaluate.py --attack stadv`. A thin door to `robustbench-gpm evaluate`."""
+"""Attack a model: `python evaluate.py --attack stadv`. The door to `robustbench-gpm evaluate`."""
 
 import sys
 

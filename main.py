@@ -1,4 +1,4 @@
-"""Train a model: `python main.py --fgr_lamb 300`. A thin door to `robustbench-gpm train`."""
+"""Train a model: `python main.py --fgr_lamb 300`. The door to `robustbench-gpm train`."""
 
 import sys
 

@@ -17,7 +17,7 @@ ATTACKS: Table[Attack] = Table(
         "pgd": PGD(),
         "pgd-l2": PGD(norm="l2"),
         "flow-pgd": FlowPGD(),
-        "fgr": FlowPGD(steps=100, step_size=1 / 100, random_start=False),
+        "fgr": FlowPGD(steps=100, step_size=1 / 100),
         "stadv": StAdv(),
         "stadv-lbfgs": StAdvLBFGS(),
     },

@@ -1,4 +1,4 @@
-"""What the first-order attacks share: gradient steps, and further searches, on who is not yet fooled."""
+"""What first-order attacks share: gradient steps, and further searches, on whom none fooled yet."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def ascend(
 ) -> Tensor:
     """Raise the loss of `render(x, p)`, less the `cost` of p, over p (B,...) in `steps` steps.
 
-    With `early_stop` a sample leaves the batch as soon as an iterate fools the model, and that iterate
-    is its answer: at least as strong as the last iterate, and the price falls with every sample fooled.
-    What the last step leads to is not judged here; whoever asked for the attack judges that anyway.
+    With `early_stop` a sample leaves the batch as soon as an iterate fools the model, and that
+    iterate is its answer: at least as strong as the last iterate, and cheaper with every sample
+    fooled. What the last step leads to is not judged here: whoever asked for the attack does that.
 
     A NaN in a gradient counts as zero and an infinity as the largest number, so that a model whose
     gradient overflows at some pixels is attacked at the others, and no iterate can turn NaN.

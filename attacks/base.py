@@ -56,8 +56,8 @@ class Attack(ABC):
 
         `budget` is in the unit of `self.threat`; `loss` is what to raise (by default the
         classification loss named by `loss_name`); `samples` says who the samples are, for their
-        random streams and the book of costs (by default 0, 1, ... with seed 0). Raises UserError for
-        images outside [0,1] and for a budget below 0.
+        random streams and the book of costs (by default 0, 1, ... with seed 0). Raises UserError
+        for images outside [0,1] and for a budget below 0.
         """
         loss, samples = self._prepare(x, budget, loss, samples)
         with _attacking(model):
@@ -113,7 +113,7 @@ class FlowAttack(Attack):
         loss: Loss | None = None,
         samples: Samples | None = None,
     ) -> Tensor:
-        """The flow (B,2,H,W), in pixels, that the attack finds; see `__call__` for the arguments."""
+        """The flow (B,2,H,W), in pixels, that the attack finds; the arguments are `__call__`'s."""
         loss, samples = self._prepare(x, budget, loss, samples)
         with _attacking(model):
             return self.deform(model, x.detach(), y, budget, loss, samples).detach()

@@ -27,7 +27,7 @@ class FGSM(Attack):
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
-        def step(x: Tensor, adversarial: Tensor, gradient: Tensor) -> Tensor:
+        def step(x: Tensor, _: Tensor, gradient: Tensor) -> Tensor:
             return project(x, x + budget * steepest(gradient, self.norm), budget, self.norm)
 
         return ascend(

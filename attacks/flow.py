@@ -1,11 +1,12 @@
-"""Projected gradient ascent on a flow: the multi-step attack of the flow-gradient paper, and stronger.
+"""Projected gradient ascent on a flow: sign ascent inside a linf ball, in pixels.
 
-Xia & Li, Neurocomputing 2021, arXiv 2008.12997: sign ascent on a flow inside a linf ball.
+The multi-step attack of the flow-gradient paper (Xia & Li, Neurocomputing 2021, arXiv 2008.12997).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -17,19 +18,21 @@ from .base import FlowAttack
 
 @dataclass(frozen=True)
 class FlowPGD(FlowAttack):
-    """Steps of `step_size` budgets along the sign of the flow's gradient; no pixel moves further, along
-    either axis, than the budget (in pixels).
+    """Steps of `step_size` budgets along the sign of the flow's gradient.
 
-    `random_start` begins at a uniform flow inside the budget instead of at rest, where the warp's
-    derivative is the image's central difference; `restarts` are as in PGD.
+    No pixel moves further, along either axis, than the budget in pixels. The first search starts at
+    rest, where the warp's derivative is the image's central difference and so shows the better of
+    the two sides of the pixel; a random flow has already settled on a side, so a first search from
+    there (`random_start`) fools fewer samples. `restarts` beyond the first attack only what is not
+    yet fooled, each from a uniform point of the ball.
 
-    The paper's own attack, 100 steps of a hundredth of the budget from rest, is the entry "fgr"; its
-    code takes the image to be black beyond the edge, which `FlowPGD(padding="zeros", ...)` selects.
+    The paper's own attack, 100 steps of a hundredth of the budget from rest, is the entry "fgr".
+    Its code takes the image to be black beyond the edge, which `padding="zeros"` selects.
     """
 
     steps: int = 20
     step_size: float = 0.125
-    random_start: bool = True
+    random_start: bool = False
     restarts: int = 1
     early_stop: bool = True
 
@@ -39,12 +42,12 @@ class FlowPGD(FlowAttack):
         def step(_: Tensor, flow: Tensor, gradient: Tensor) -> Tensor:
             return sign_step(flow, gradient, self.step_size * budget, budget)
 
-        def search(x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
+        def search(random: bool, x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
             return ascend(
                 model,
                 x,
                 y,
-                budget * samples.uniform(flow) if self.random_start else identity_flow(x),
+                budget * samples.uniform(flow) if random else identity_flow(x),
                 loss,
                 samples,
                 steps=self.steps,
@@ -53,11 +56,11 @@ class FlowPGD(FlowAttack):
                 early_stop=self.early_stop,
             )
 
-        searches = [search] * self.restarts
+        searches = [partial(search, self.random_start or n > 0) for n in range(self.restarts)]
         start = identity_flow(x)
         return in_turn(searches, model, x, y, start, loss, samples, render=self.render)
 
 
 def sign_step(flow: Tensor, gradient: Tensor, length: float, budget: float) -> Tensor:
-    """`flow` (B,2,H,W) moved by `length` pixels along the gradient's sign, kept inside the budget."""
+    """`flow` (B,2,H,W) moved `length` pixels along the gradient's sign, inside the budget."""
     return (flow + length * gradient.sign()).clamp(-budget, budget)

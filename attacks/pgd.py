@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,8 +19,8 @@ from .threats import THREATS, Threat
 class PGD(Attack):
     """Steps of `step_size` budgets along the sign (linf) or the direction (l2) of the gradient.
 
-    `random_start` begins at a uniform point of the ball instead of at the image; `restarts` beyond the
-    first attack only what is not yet fooled, each from another point.
+    `random_start` begins at a uniform point of the ball instead of at the image; `restarts` beyond
+    the first attack only what is not yet fooled, each from another such point.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -40,9 +41,9 @@ class PGD(Attack):
             moved = adversarial + self.step_size * budget * steepest(gradient, self.norm)
             return project(x, moved, budget, self.norm)
 
-        def search(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
+        def search(random: bool, x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
             start = x
-            if self.random_start:
+            if random:
                 noise = random_point(x, budget, self.norm, samples)
                 start = project(x, x + noise, budget, self.norm)
             return ascend(
@@ -58,7 +59,7 @@ class PGD(Attack):
                 early_stop=self.early_stop,
             )
 
-        searches = [search] * self.restarts
+        searches = [partial(search, self.random_start or n > 0) for n in range(self.restarts)]
         return in_turn(searches, model, x, y, x, loss, samples, render=as_given)
 
 
@@ -99,4 +100,4 @@ def random_point(x: Tensor, budget: float, norm: str, samples: Samples) -> Tenso
         return budget * samples.uniform(x)
     direction = steepest(samples.normal(x), norm)
     volume = (samples.uniform(x[:, :1, :1, :1]) + 1) / 2  # uniform in [0,1)
-    return budget * direction * volume ** (1 / x[0].numel())
+    return budget * direction * volume ** (1 / x.shape[1:].numel())

@@ -16,8 +16,8 @@ def smoothness(flow: Tensor, neighbours: Neighbours) -> Tensor:
 
     The sum over all pixels p and the neighbours q of each of sqrt(|du|^2 + |dv|^2 + 1e-8), the
     differences of the two displacements: every pair counts twice, once from either end. Neighbours
-    lie above, below, left and right (`axial`), or at the four corners (`diagonal`, the authors' code);
-    beyond the edge of the image there are none.
+    lie above, below, left and right (`axial`), or at the four corners (`diagonal`, as in the
+    authors' code); beyond the edge of the image there are none.
     """
     if neighbours == "axial":
         pairs = ((flow[..., 1:, :], flow[..., :-1, :]), (flow[..., 1:], flow[..., :-1]))

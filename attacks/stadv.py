@@ -1,4 +1,4 @@
-"""Spatially transformed adversarial examples (Xiao et al. 2018, arXiv 1801.02612), batched, bounded."""
+"""Spatially transformed adversarial examples (Xiao et al. 2018, arXiv 1801.02612), bounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..core import Loss, Samples
 from ..deformation import identity_flow
 from .ascent import ascend, in_turn
 from .base import FlowAttack
-from .flow import sign_step
+from .flow import FlowPGD
 from .smoothness import Neighbours, smoothness
 
 DECAY_1, DECAY_2, TINY = 0.9, 0.999, 1e-12  # of Adam (arXiv 1412.6980)
@@ -22,22 +22,22 @@ DECAY_1, DECAY_2, TINY = 0.9, 0.999, 1e-12  # of Adam (arXiv 1412.6980)
 
 @dataclass(frozen=True)
 class StAdv(FlowAttack):
-    """Minimise the right logit's lead + tau * smoothness over a smooth flow of at most `budget` pixels.
+    """Minimise the right logit's lead + tau * smoothness over flows of at most `budget` pixels.
 
-    Equations 3 to 5 of the paper, untargeted, with kappa = 0: the lead is z_y - max_{i != y} z_i, and
-    a sample is done as soon as that is negative (there the paper's hinge would begin). `tau` is the
-    price of smoothness for flows in pixels, as in the paper.
+    Equations 3 to 5 of the paper, untargeted, with kappa = 0: the lead is z_y - max_{i != y} z_i,
+    and a sample is done as soon as that is negative (there the paper's hinge would begin). `tau` is
+    the price of smoothness for flows in pixels, as in the paper.
 
-    First `steps` of Adam from rest with a step of `rate` budgets, the flow clamped to the budget after
-    each. Smoothness and small steps leave some samples standing that a rough flow of the same size
-    fools, so a bounded attack that stopped here would flatter the model: `finish` steps of
-    `finish_size` budgets of sign ascent without the smoothness follow on those, from where Adam left
-    them. The paper's own optimisation, unbounded and smooth to the end, is `StAdvLBFGS`.
+    First `steps` of Adam from rest with a step of `rate` budgets, the flow clamped to the budget
+    after each. Smoothness leaves some samples standing that a rough flow of the same size fools, so
+    a bounded attack that stopped here would flatter the model: on those, `finish` steps of sign
+    ascent on the lead alone follow, from rest, as in FlowPGD. The paper's own optimisation, smooth
+    to the end, is `StAdvLBFGS`.
     """
 
     loss_name: ClassVar[str] = "margin"
 
-    steps: int = 60
+    steps: int = 40
     rate: float = 0.125
     tau: float = 0.05
     neighbours: Neighbours = "diagonal"
@@ -63,19 +63,9 @@ class StAdv(FlowAttack):
                 cost=lambda state: self.tau * smoothness(state[:, 0], self.neighbours),
             )[:, 0]
 
-        def rough(x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
-            return ascend(
-                model,
-                x,
-                y,
-                flow,
-                loss,
-                samples,
-                steps=self.finish,
-                render=self.render,
-                step=lambda _, flow, g: sign_step(flow, g, self.finish_size * budget, budget),
-                early_stop=True,
-            )
+        def rough(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
+            sign_ascent = FlowPGD(self.padding, self.finish, self.finish_size)
+            return sign_ascent.deform(model, x, y, budget, loss, samples)
 
         start = identity_flow(x)
         return in_turn([smooth, rough], model, x, y, start, loss, samples, render=self.render)

@@ -30,9 +30,9 @@ class StAdvLBFGS(FlowAttack):
     """min over the flow of max(z_y - max_{i != y} z_i, -kappa) + tau * smoothness, to convergence.
 
     Starts at rest. A budget of infinity leaves the flow unbounded, as in the paper; a finite one
-    bounds every displacement by it (the B of L-BFGS-B). Of all flows tried that fool the model the one
-    with the smallest objective is returned; where none does, the last. `evaluations` bounds the
-    forward and backward passes spent on a sample (the L-BFGS line search may pass it by a few).
+    bounds every displacement by it (the B of L-BFGS-B). Of all flows tried that fool the model the
+    one with the smallest objective is returned; where none does, the last. `evaluations` bounds the
+    forward and backward passes spent on a sample (a line search under way may pass it by a few).
     """
 
     loss_name: ClassVar[str] = "margin"
@@ -68,7 +68,7 @@ class StAdvLBFGS(FlowAttack):
             total = total + self.tau * smoothness(flow, self.neighbours).sum()
             (gradient,) = torch.autograd.grad(total, flow)
             samples.book(forwards=1, backwards=1)
-            value = float(total)
+            value = float(total.detach())
             if bool(fooled) and value < best["value"]:
                 best.update(value=value, flow=flow.detach())
             return value, gradient.nan_to_num().flatten().cpu().numpy().astype(np.float64)

@@ -15,8 +15,8 @@ from ..core import Table
 class Threat:
     """A way to measure a perturbation.
 
-    `size` gives (B,) sizes of perturbations (B,...): of the difference of two images for linf and l2,
-    of the flow for flow.
+    `size` gives (B,) sizes of perturbations (B,...): of the difference of two images for linf and
+    l2, of the flow for flow.
     """
 
     name: str
@@ -37,7 +37,8 @@ def _linf(perturbation: Tensor) -> Tensor:
 
 
 def _l2(perturbation: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+    size: Tensor = torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+    return size
 
 
 LINF = Threat("linf", "image units", tuple(n / 255 for n in (1, 2, 4, 8, 16, 32)), 1.0, _linf)

@@ -25,7 +25,9 @@ class TrainConfig:
         "digits_cnn",
         f"network: {', '.join(MODELS)}, timm:<name>, torchvision:<name> or path/to/file.py:factory",
     )
-    pretrained: bool = flag(False, "start from the published weights of a timm or torchvision model")
+    pretrained: bool = flag(
+        False, "start from the published weights of a timm or torchvision model"
+    )
     image_size: int | None = flag(
         None, "pixels on a side that imagefolder's images are brought to; 224 if not given", above=0
     )
@@ -80,7 +82,9 @@ class EvaluateConfig:
         None, "evaluate this model instead of a checkpoint: any model name, or onnx:<file>"
     )
     weights: Path | None = flag(None, "weights for --model: .safetensors, .pt or .pth")
-    mean: tuple[float, ...] = flag((), "what --model's inputs are normalised with, a number a channel")
+    mean: tuple[float, ...] = flag(
+        (), "what --model's inputs are normalised with, a number a channel"
+    )
     std: tuple[float, ...] = flag((), "the same: standard deviations", above=0)
 
     data_name: str | None = flag(None, "data set; by default the one the checkpoint was trained on")

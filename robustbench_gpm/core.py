@@ -23,7 +23,7 @@ class Table(Mapping[str, T]):
     """What can be asked for by name: a mapping that answers a wrong name with the right ones."""
 
     def __init__(self, kind: str, entries: Mapping[str, T], also: str = "") -> None:
-        """`kind` names an entry ("attack"); `also` tells of forms beyond the table ("timm:<name>")."""
+        """`kind` names an entry ("attack"); `also` tells of forms beyond the table."""
         self._kind, self._entries, self._also = kind, dict(entries), also
 
     def __getitem__(self, name: str) -> T:
@@ -131,7 +131,7 @@ class Samples:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode without weight gradients; every flag is put back as it was, whatever happens."""
+    """Evaluation mode without weight gradients; every flag is put back, whatever happens."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -147,11 +147,13 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes the GPU where there is one. Raises UserError if cuda is asked and absent."""
+    """`auto` takes the GPU where there is one. Raises UserError if the device isn't there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no GPU is available to torch here: use --device cpu or --device auto")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"unknown device '{name}': choose auto, cpu or cuda")
     return torch.device(name)
 
 

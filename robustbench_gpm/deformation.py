@@ -1,11 +1,12 @@
 """Deformations: flows in pixels, and a bilinear warp that is differentiable twice.
 
-A flow (B,2,H,W) moves the place each output pixel is read from: `flow[:, 0]` to the right, `flow[:, 1]`
-downwards, both in pixels, so that a flow means the same at every image size.
+A flow (B,2,H,W) moves the place each output pixel is read from: `flow[:, 0]` to the right, `flow[:,
+1]` downwards, both in pixels, so that a flow means the same at every image size.
 
-Bilinear interpolation has a kink at every pixel centre. There, and only there, the warp's derivative
-with respect to the flow is the mean of its two one-sided derivatives, which is the central difference
-of the image: no direction is preferred, and a deformation of an undeformed image has a useful gradient.
+Bilinear interpolation has a kink at every pixel centre. There, and only there, the warp's
+derivative with respect to the flow is the mean of its two one-sided derivatives, which is the
+central difference of the image: no direction is preferred, and a deformation of an undeformed image
+has a useful gradient.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def identity_flow(x: Tensor) -> Tensor:
 def warp(x: Tensor, flow: Tensor, padding: Padding = "border") -> Tensor:
     """Read every pixel of x (B,C,H,W) at its place plus `flow` (B,2,H,W) in pixels, bilinearly.
 
-    Exact for whole-pixel flows (bit for bit at flow zero) and differentiable twice in x and in `flow`
-    on every device. Beyond the edge lies the edge's own pixel (`border`) or black (`zeros`).
+    Exact for whole-pixel flows (bit for bit at flow zero) and differentiable twice in x and in
+    `flow` on every device. Beyond the edge lies the edge's own pixel (`border`) or black (`zeros`).
     """
     height, width = x.shape[2:]
     rows = torch.arange(height, device=x.device).view(1, height, 1)
@@ -54,9 +55,7 @@ def warp(x: Tensor, flow: Tensor, padding: Padding = "border") -> Tensor:
     return out
 
 
-def _taps(
-    base: Tensor, shift: Tensor, size: int, padding: Padding
-) -> list[tuple[Tensor, Tensor]]:
+def _taps(base: Tensor, shift: Tensor, size: int, padding: Padding) -> list[tuple[Tensor, Tensor]]:
     """Along one axis: the three pixels around `base + shift` (B,H,W), each with its weight."""
     whole = shift.detach().round()
     if padding == "border":  # clamped well outside, so that a huge flow cannot overflow an index
@@ -78,7 +77,8 @@ def _taps(
 def image_derivative(x: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives of the warped image with respect to (right, down) at the identity flow.
 
-    Central differences of x (B,C,H,W), halved one-sided ones at the edge, where the image is flat beyond.
+    Central differences of x (B,C,H,W), halved one-sided ones at the edge, where the image is flat
+    beyond.
     """
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
     right = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
@@ -96,5 +96,5 @@ def pull_back(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def max_displacement(flow: Tensor) -> Tensor:
-    """The linf size of each flow (B,2,H,W) in pixels, shape (B,): the largest move along an axis."""
+    """The linf size of each flow (B,2,H,W), shape (B,), in pixels: the largest move on an axis."""
     return flow.abs().flatten(1).amax(1)

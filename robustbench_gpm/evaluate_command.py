@@ -1,4 +1,4 @@
-"""`evaluate.py`, `robustbench-gpm evaluate`: checkpoint -> attacks -> records -> report."""
+"""`evaluate.py`, `robustbench-gpm evaluate`: checkpoint, attacks, records, report."""
 
 from __future__ import annotations
 

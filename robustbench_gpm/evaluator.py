@@ -1,8 +1,8 @@
 """The one evaluator: a model under an attack over a whole range of budgets.
 
-Budgets ascend, and a sample that is fooled leaves: the next, larger budget would fool it too. Attacks
-search on an accelerated copy of the model; what counts is the verdict of the model itself, in float32
-and evaluation mode, on images that were checked to lie in [0,1] and inside the budget.
+Budgets ascend, and a sample that is fooled leaves: the next, larger budget would fool it too.
+Attacks search on an accelerated copy of the model; what counts is the verdict of the model itself,
+in float32 and evaluation mode, on images that were checked to lie in [0,1] and inside the budget.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .attacks import Attack, FlowAttack
@@ -22,6 +23,7 @@ from .datasets import Split
 from .fast import accelerated
 from .progress import Bar, bar
 from .records import AttackColumns, Example, Records
+from .showcase import Candidate, Showcase
 from .tasks import Classification
 
 SLACK = 1e-5  # what float32 arithmetic may add to a perturbation's size
@@ -56,33 +58,21 @@ class Found:
 
 
 @dataclass
-class Candidate:
-    """A fooled sample that may be shown."""
-
-    row: int
-    budget: float
-    prediction: int
-    confidence: float
-    adversarial: Tensor
-    flow: Tensor | None
-
-
-@dataclass
 class Tally:
     """What one attack has done to every sample so far."""
 
-    smallest: np.ndarray[tuple[int], np.dtype[np.float64]]
-    forwards: np.ndarray[tuple[int], np.dtype[np.int64]]
-    backwards: np.ndarray[tuple[int], np.dtype[np.int64]]
-    seconds: np.ndarray[tuple[int], np.dtype[np.float64]]
-    candidates: list[Candidate] = field(default_factory=list)
+    smallest: NDArray[np.float64]
+    forwards: NDArray[np.int64]
+    backwards: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    showcase: Showcase
 
     @classmethod
-    def start(cls, wrong: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Tally:
+    def start(cls, wrong: NDArray[np.bool_], examples: int) -> Tally:
         """Nothing spent; samples that are wrong without any attack are fooled at budget 0."""
         n = len(wrong)
-        smallest = np.where(wrong, 0.0, np.nan)
-        return cls(smallest, np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n))
+        spent = (np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n))
+        return cls(np.where(wrong, 0.0, np.nan), *spent, Showcase(examples))
 
     def standing(self) -> Tensor:
         """The rows that nothing has fooled yet."""
@@ -116,7 +106,8 @@ class Evaluator:
         for plan in plans:
             tally = self._attack(plan)
             columns.append(self._columns(plan, tally))
-            examples += self._examples(plan, tally)
+            chosen = tally.showcase.pick(tally.smallest)
+            examples += [self._example(plan.name, candidate) for candidate in chosen]
         return Records(
             model=self.subject.name,
             classes=split.classes,
@@ -139,9 +130,9 @@ class Evaluator:
             return self.subject.task.predict(self.model, x)
 
     def _clean(self) -> tuple[Tensor, Tensor]:
-        """Predictions and confidences on the clean split. Raises UserError if they aren't finite."""
+        """Clean predictions and confidences. Raises UserError if they aren't finite."""
         labels, confidences = [], []
-        for rows in torch.arange(len(self.subject.split)).split(self.batch_size):
+        for rows in torch.split(torch.arange(len(self.subject.split)), self.batch_size):
             label, confidence = self._judge(self._batch(rows)[0])
             labels.append(label.cpu())
             confidences.append(confidence.cpu())
@@ -155,13 +146,15 @@ class Evaluator:
 
     def _attack(self, plan: AttackPlan) -> Tally:
         wrong = (self.prediction != self.subject.split.labels).numpy()
-        tally = Tally.start(wrong)
+        tally = Tally.start(wrong, self.examples)
         title = f"{self.subject.name}, {plan.name}"
         total = len(tally.standing()) * len(plan.budgets)
         with bar(title, total, "image", show=self.show) as progress:
             for place, budget in enumerate(plan.budgets):
+                if not len(tally.standing()):
+                    break
                 larger = len(plan.budgets) - place - 1
-                for rows in tally.standing().split(self.batch_size):
+                for rows in torch.split(tally.standing(), self.batch_size):
                     fooled = self._attack_batch(plan, budget, rows, tally)
                     progress.update(len(rows) + larger * fooled)
                     self._tell(progress, plan, budget, tally)
@@ -172,7 +165,7 @@ class Evaluator:
         progress.set_postfix_str(f"robust {robust:.1%} at {plan.attack.threat.label(budget)}")
 
     def _attack_batch(self, plan: AttackPlan, budget: float, rows: Tensor, tally: Tally) -> int:
-        """Attack the samples in `rows` at one budget, and book the outcome; how many were fooled."""
+        """Attack the samples in `rows` at one budget; book and count those that were fooled."""
         began = time.perf_counter()
         x, y = self._batch(rows)
         seed = zlib.crc32(f"{self.seed}/{plan.name}/{budget!r}".encode())
@@ -216,7 +209,7 @@ class Evaluator:
             found = Found(x_adv, None)
             perturbation = x_adv - x
         size = float(attack.threat.size(perturbation).max())
-        inside = 0 <= float(found.adversarial.min()) and float(found.adversarial.max()) <= 1
+        inside = float(found.adversarial.min()) >= 0 and float(found.adversarial.max()) <= 1
         if not inside or not size <= budget * (1 + SLACK) + SLACK:
             raise RuntimeError(
                 f"{plan.name} broke its word: a perturbation of {size} for a budget of {budget}, "
@@ -246,20 +239,12 @@ class Evaluator:
         confidence: Tensor,
         fooled: Tensor,
     ) -> None:
-        """Keep the first few fooled samples of each budget for the picture."""
-        kept = sum(candidate.budget == budget for candidate in tally.candidates)
-        for i in fooled.nonzero().flatten()[: max(0, self.examples - kept)].tolist():
-            flow = None if found.flow is None else found.flow[i].cpu()
-            tally.candidates.append(
-                Candidate(
-                    int(rows[i]),
-                    budget,
-                    int(label[i]),
-                    float(confidence[i]),
-                    found.adversarial[i].cpu(),
-                    flow,
-                )
-            )
+        """Keep some fooled samples for the picture."""
+        for i in tally.showcase.places(budget, fooled):
+            flow = None if found.flow is None else found.flow[i].float().cpu()
+            image = found.adversarial[i].float().cpu()
+            seen = int(label[i]), float(confidence[i])
+            tally.showcase.keep(Candidate(int(rows[i]), budget, *seen, image, flow))
 
     def _spend(self, tally: Tally, rows: Tensor, samples: Samples, seconds: float) -> None:
         """Book passes and, in proportion to them, time."""
@@ -289,17 +274,6 @@ class Evaluator:
             seconds=tally.seconds,
         )
 
-    def _examples(self, plan: AttackPlan, tally: Tally) -> list[Example]:
-        """Examples from the budget that about half of the samples stand, then from larger ones."""
-        right = int((tally.smallest != 0).sum())
-
-        def imbalance(budget: float) -> float:
-            return abs(int((tally.smallest <= budget).sum()) - (len(tally.smallest) - right / 2))
-
-        budgets = sorted({candidate.budget for candidate in tally.candidates}, key=imbalance)
-        ranked = [c for budget in budgets for c in tally.candidates if c.budget == budget]
-        return [self._example(plan.name, candidate) for candidate in ranked[: self.examples]]
-
     def _example(self, attack: str, candidate: Candidate) -> Example:
         split, row = self.subject.split, candidate.row
         clean, _ = split.batch(torch.tensor([row]))
@@ -314,8 +288,6 @@ class Evaluator:
             prediction=candidate.prediction,
             confidence=candidate.confidence,
             clean=clean[0].numpy(),
-            adversarial=candidate.adversarial.float().numpy(),
-            flow=None if flow is None else flow.float().numpy(),
+            adversarial=candidate.adversarial.numpy(),
+            flow=None if flow is None else flow.numpy(),
         )
-
-

@@ -104,7 +104,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def _folded(model: nn.Module) -> nn.Module:
-    """A traced copy with the batch norms folded. Raises ValueError where there is nothing to fold."""
+    """A traced copy with the batch norms folded. Raises ValueError where there are none to fold."""
     if any(getattr(module, hooks) for module in model.modules() for hooks in HOOKS):
         raise ValueError("the model has hooks, which tracing would lose")
     folded = fuse(model).eval()

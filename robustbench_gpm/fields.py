@@ -1,4 +1,4 @@
-"""Dataclass fields that are flags too: default, help and the range of their numbers in one place."""
+"""Dataclass fields that are flags too: default, help and range in one place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def flag(
     above: float = -math.inf,
     at_most: float = math.inf,
 ) -> Any:
-    """A dataclass field that is also a flag: its default, its help, and the range of its numbers."""
+    """A dataclass field that is also a flag: default, help, and the range of its numbers."""
     limits = {"at least": at_least, "above": above, "at most": at_most}
     stated = {name: limit for name, limit in limits.items() if math.isfinite(limit)}
     return dataclasses.field(default=default, metadata={"help": text, "limits": stated})

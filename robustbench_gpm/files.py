@@ -32,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def writable_folder(path: Path, flag: str) -> Path:
-    """Make the folder if it is missing, and try it. Raises UserError naming `flag` if it won't do."""
+    """Make the folder if need be, and try it. Raises UserError naming `flag` if it won't do."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -52,7 +52,7 @@ def _umask() -> int:
 
 
 def free_folder(path: Path, *, latest: bool = False) -> Path:
-    """`path`, or `path`-2, -3, ... where that is taken; with `latest`, the last one that is taken."""
+    """`path`, or `path`-2, -3, ... where that is taken; with `latest`, the last one taken."""
     number, folder, last = 1, path, path
     while folder.exists():
         number, last, folder = number + 1, folder, path.with_name(f"{path.name}-{number + 1}")

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 C = TypeVar("C")
 
 
-class Parser(ArgumentParser):  # type: ignore[misc]
+class Parser(ArgumentParser):
     """A parser whose complaints are one sentence on standard error and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
@@ -56,7 +56,7 @@ def add_flag(parser: Parser, f: dataclasses.Field[Any], kind: Any, default: Any)
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
-    """What `arguments` ask for, name -> value. Leaves with code 2 and a sentence if they don't parse."""
+    """What `arguments` ask for, name -> value. Leaves with code 2 if they don't parse."""
     values: dict[str, Any] = parser.parse_args(list(arguments)).as_dict()
     values.pop("config", None)
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -32,7 +32,7 @@ def cross_entropy_of(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin_of(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest wrong logit less the right one, shape (B,): positive exactly where a sample is fooled."""
+    """Largest wrong logit less the right one, shape (B,): positive where a sample is fooled."""
     right = logits.gather(1, y[:, None])
     wrong = logits.scatter(1, y[:, None], -torch.inf)
     return wrong.amax(1) - right.squeeze(1)

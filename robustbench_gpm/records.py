@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from .core import UserError
+from .files import atomically, writable_folder, write_text
 
 SCHEMA = 1
 RECORDS, EXAMPLES, SUMMARY = "records.parquet", "examples.parquet", "summary.json"
@@ -37,6 +35,7 @@ _SAMPLE = ("index", "label", "clean_prediction", "clean_confidence")
 _SPENT = ("forwards", "backwards", "seconds")
 _DESCRIPTION = ("name", "hyperparameters", "threat", "unit", "budgets", "labels")
 _PREDICTED = ("clean_prediction", "clean_confidence", "prediction", "confidence")
+_IMAGES = ("clean", "adversarial", "flow")
 _EXAMPLE = ("index", "label", "attack", "budget", *_PREDICTED)
 
 
@@ -190,67 +189,36 @@ def _curve(records: Records, attack: AttackColumns) -> dict[str, object]:
 
 
 def _cost(attacks: tuple[AttackColumns, ...]) -> dict[str, object]:
-    return {
-        "forwards": sum(int(attack.forwards.sum()) for attack in attacks),
-        "backwards": sum(int(attack.backwards.sum()) for attack in attacks),
-        "seconds": sum(float(attack.seconds.sum()) for attack in attacks),
-    }
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place at the end, or vanishes after an error.
-
-    Makes the folder. Raises UserError if it cannot.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the folder {path.parent} ({error.strerror}): name another with --out"
-        ) from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return {key: sum(getattr(attack, key).sum().item() for attack in attacks) for key in _SPENT}
 
 
 def write_summary(records: Records, folder: Path) -> Path:
     """Write `folder/summary.json` and return its path."""
     text = json.dumps(summarise(records), indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(folder / SUMMARY) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return folder / SUMMARY
+    path = writable_folder(folder, "--out") / SUMMARY
+    write_text(path, text + "\n")
+    return path
 
 
 def write(records: Records, folder: Path) -> None:
     """Write both files into `folder`, made if need be; an error leaves what was there.
 
-    Raises UserError if two columns would have the same name, or the folder cannot be made.
+    Raises UserError if two columns would have the same name, or the folder cannot be written to.
     """
     metadata = {_KEY: json.dumps(_describe(records), allow_nan=False).encode()}
     tables = (_sample_table(records), _example_table(records))
+    writable_folder(folder, "--out")
     # Both are complete before either takes its place.
-    with replacing(folder / RECORDS) as rows, replacing(folder / EXAMPLES) as examples:
+    with atomically(folder / RECORDS) as rows, atomically(folder / EXAMPLES) as examples:
         for table, path in zip(tables, (rows, examples), strict=True):
-            pq.write_table(
-                table.replace_schema_metadata(metadata),
-                path,
-                compression="zstd",
-                write_page_checksum=True,
-            )
+            described = table.replace_schema_metadata(metadata)
+            pq.write_table(described, path, compression="zstd", write_page_checksum=True)
 
 
 def _describe(records: Records) -> dict[str, object]:
-    return {
-        "schema": SCHEMA,
-        "model": records.model,
-        "classes": list(records.classes),
-        "attacks": [{key: getattr(a, key) for key in _DESCRIPTION} for a in records.attacks],
-        "provenance": records.provenance,
-    }
+    attacks = [{key: getattr(a, key) for key in _DESCRIPTION} for a in records.attacks]
+    about = {"model": records.model, "classes": records.classes, "attacks": attacks}
+    return {"schema": SCHEMA, **about, "provenance": records.provenance}
 
 
 def _sample_table(records: Records) -> pa.Table:
@@ -274,21 +242,19 @@ def _sample_table(records: Records) -> pa.Table:
     return pa.table(dict(columns))
 
 
-def _raw(image: NDArray[np.float32]) -> bytes:
-    return np.asarray(image, dtype="<f4").tobytes()
-
-
 def _example_table(records: Records) -> pa.Table:
-    examples = records.examples
-    columns: dict[str, Any] = {key: [getattr(e, key) for e in examples] for key in _EXAMPLE}
-    columns["shape"] = [list(e.clean.shape) for e in examples]
-    columns["clean"] = [_raw(e.clean) for e in examples]
-    columns["adversarial"] = [_raw(e.adversarial) for e in examples]
-    columns["flow"] = [None if e.flow is None else _raw(e.flow) for e in examples]
     kinds = {"attack": pa.string(), "shape": pa.list_(pa.int64())}
     kinds |= dict.fromkeys(("budget", "clean_confidence", "confidence"), pa.float64())
-    kinds |= dict.fromkeys(("clean", "adversarial", "flow"), pa.binary())
-    return pa.table({k: pa.array(v, kinds.get(k, pa.int64())) for k, v in columns.items()})
+    kinds |= dict.fromkeys(_IMAGES, pa.binary())
+    rows = []
+    for example in records.examples:
+        row = {key: getattr(example, key) for key in (*_EXAMPLE, *_IMAGES)}
+        for key in _IMAGES:
+            row[key] = None if row[key] is None else np.asarray(row[key], "<f4").tobytes()
+        rows.append({**row, "shape": list(example.clean.shape)})
+    names = (*_EXAMPLE, "shape", *_IMAGES)
+    schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def read(folder: Path) -> Records:
@@ -296,9 +262,8 @@ def read(folder: Path) -> Records:
     samples, described = _load(folder / RECORDS)
     examples, described_again = _load(folder / EXAMPLES)
     if described != described_again:
-        raise UserError(
-            f"{RECORDS} and {EXAMPLES} in {folder} come from different evaluations: evaluate again"
-        )
+        files = f"{RECORDS} and {EXAMPLES} in {folder}"
+        raise UserError(f"{files} come from different evaluations: evaluate again")
     try:
         return _assemble(samples, examples, described)
     except (KeyError, TypeError, ValueError) as error:
@@ -314,9 +279,8 @@ def _load(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         described = json.loads(table.schema.metadata[_KEY])
         schema = described["schema"]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged or holds no records of this project: evaluate again"
-        ) from error
+        message = f"{path} is damaged or holds no records of this project: evaluate again"
+        raise UserError(message) from error
     if schema != SCHEMA:
         raise UserError(
             f"{path} has records of schema {schema} where this version reads {SCHEMA}: "
@@ -345,13 +309,11 @@ def _assemble(samples: pa.Table, examples: pa.Table, described: dict[str, Any]) 
 
 
 def _example(row: dict[str, Any]) -> Example:
-    def image(raw: bytes, channels: int) -> NDArray[np.float32]:
-        values = np.frombuffer(raw, dtype="<f4").astype(np.float32)  # a copy: writable
+    def image(key: str, channels: int) -> NDArray[np.float32]:
+        values = np.frombuffer(row[key], "<f4").astype(np.float32)  # a copy, to be written to
         return values.reshape(channels, *row["shape"][1:])
 
-    return Example(
-        **{key: row[key] for key in _EXAMPLE},
-        clean=image(row["clean"], row["shape"][0]),
-        adversarial=image(row["adversarial"], row["shape"][0]),
-        flow=None if row["flow"] is None else image(row["flow"], 2),
-    )
+    clean, adversarial = (image(key, row["shape"][0]) for key in _IMAGES[:2])
+    flow = None if row["flow"] is None else image("flow", 2)
+    known = {key: row[key] for key in _EXAMPLE}
+    return Example(**known, clean=clean, adversarial=adversarial, flow=flow)

@@ -1,4 +1,4 @@
-"""`main.py`, `robustbench-gpm train`: flags -> data -> model -> objective -> trainer -> checkpoint."""
+"""`main.py`, `robustbench-gpm train`: flags, data, model, objective, trainer, checkpoint."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from . import checkpoint
 from .checkpoint import Card
 from .config import TrainConfig
 from .core import UserError, pick_device, seed_everything
-from .datasets import AUGMENTATIONS, DATASETS, DataSpec, LoadOptions, Split, TrainLoader
-from .datasets import load_split, prepared
+from .datasets import (
+    AUGMENTATIONS,
+    DATASETS,
+    DataSpec,
+    LoadOptions,
+    Split,
+    TrainLoader,
+    load_split,
+    prepared,
+)
 from .fields import plain
 from .files import free_folder, writable_folder
 from .flags import Parser, build, build_parser, parse, peek

@@ -127,7 +127,7 @@ class Trainer:
     def _save(self, log: dict[str, float]) -> None:
         history = [*self.card.history, log]
         accuracies = [entry["validation_accuracy"] for entry in history]
-        best = accuracies.index(max(accuracies))
+        best = max(range(len(accuracies)), key=lambda i: (accuracies[i], i))  # of equals, the last
         self.card = replace(
             self.card,
             history=history,
@@ -169,7 +169,7 @@ def accuracy(
     """The share of a split that the model, in evaluation mode, gets right."""
     model.eval()
     right = 0
-    for rows in torch.arange(len(split)).split(batch_size):
+    for rows in torch.split(torch.arange(len(split)), batch_size):
         x, y = split.batch(rows)
         labels, _ = task.predict(model, x.to(device))
         right += int((labels == y.to(device)).sum())

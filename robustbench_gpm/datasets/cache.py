@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
-import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -26,39 +26,42 @@ def load_listing(
 ) -> Split:
     """The files of a listing as a split of images (N,3,size,size), memory-mapped from the cache.
 
+    `root` is the resolved folder that the listing is of.
     Raises UserError if an image cannot be read or the cache cannot be written.
     """
     place = options.cache_dir.expanduser() / _name(listing, root, split, size, resize)
     shape = (len(listing.files), 3, size, size)
-    if not place.exists():
-        paths = [Path(file.path) for file in listing.files]
-        _keep(place, shape, decode_all(paths, size, resize, f"decoding {root.name}/{split}"))
+    paths = [Path(file.path) for file in listing.files]
+    _ensure(place, shape, decode_all(paths, size, resize, f"decoding {root.name}/{split}"))
     return Split(_mapped(place, shape), listing.labels, listing.index, listing.classes)
 
 
 def _name(listing: Listing, root: Path, split: SplitName, size: int, resize: bool) -> str:
-    prefix, root = len(str(root)), root.resolve()
+    prefix = len(str(root))
     digest = hashlib.sha256(repr((FORMAT, str(root), split, size, resize)).encode())
     for file in listing.files:
         digest.update(repr((file.path[prefix:], file.size, file.modified)).encode())
     return f"{root.name}-{split}-{size}-{digest.hexdigest()[:24]}.npy"
 
 
-def _keep(place: Path, shape: tuple[int, ...], images: Iterable[Pixels]) -> None:
-    """Write the images as an .npy of this shape, all of them or nothing."""
+def _ensure(place: Path, shape: tuple[int, ...], images: Iterable[Pixels]) -> None:
+    """If `place` is missing, write the images there as an .npy of this shape: all or nothing."""
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
+        if place.exists():
+            return
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=".decoding-", suffix=".npy")
-    except OSError as problem:
-        raise _unwritable(place.parent, problem) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             _write(file, shape, images)
-        Path(temporary).replace(place)
+        temporary.replace(place)
     except OSError as problem:
-        raise _unwritable(place.parent, problem) from None
+        raise UserError(
+            f"cannot keep decoded images in {place.parent} ({problem.strerror}): "
+            f"give a writable folder with --cache_dir"
+        ) from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _write(file: IO[bytes], shape: tuple[int, ...], images: Iterable[Pixels]) -> None:
@@ -72,15 +75,10 @@ def _mapped(place: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         # Copy-on-write: torch wants a writable array, and nothing may reach the file.
         images = np.load(place, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, EOFError, ValueError):
         images = np.empty(0)
     if images.shape != shape or images.dtype != np.uint8:
-        raise UserError(f"the cached images {place} are damaged: delete that file") from None
+        raise UserError(
+            f"cannot use the cached images {place}: delete that file to have them decoded again"
+        ) from None
     return torch.from_numpy(images)
-
-
-def _unwritable(folder: Path, problem: OSError) -> UserError:
-    return UserError(
-        f"cannot keep decoded images in {folder} ({problem.strerror}): "
-        f"give a writable folder with --cache_dir"
-    )

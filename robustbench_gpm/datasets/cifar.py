@@ -34,12 +34,12 @@ def load(name: str, options: LoadOptions, split: SplitName) -> Split:
     Raises UserError if none of these can be had.
     """
     options.fixed_size(name, SIDE)
-    base = (options.data_path or Path("data")).expanduser()
+    base = (options.data_path or Path("data")).expanduser().resolve()
     if base.exists() and not base.is_dir():
         raise UserError(f"--data_path {base} is not a folder: give the folder that holds {name}")
     for root in (base / name, base):
         if has_splits(root):
-            return _from_folders(name, root, options, split)
+            return _from_folders(name, root.resolve(), options, split)
     return _from_torchvision(name, base, options, split)
 
 
@@ -97,10 +97,10 @@ def _not_found(name: str, base: Path, why: str) -> UserError:
         base / "{train,test}/<class>/*",
         base / SOURCES[name].base_folder,
     )
-    places = ", ".join(str(place.absolute()) for place in layouts)
+    places = ", ".join(str(place) for place in layouts)
     return UserError(
-        f"{name} is in none of {places} ({why}): put it in one of these places, the last as "
-        f"torchvision unpacks it, or point --data_path elsewhere"
+        f"{name} is not, or not intact, in any of {places} ({why}): put it in one of these places, "
+        f"the last as torchvision unpacks it, or point --data_path elsewhere"
     )
 
 

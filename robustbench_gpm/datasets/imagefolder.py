@@ -18,7 +18,7 @@ def load(options: LoadOptions, split: SplitName) -> Split:
     """
     if options.data_path is None:
         raise UserError("imagefolder needs the folder of the images: give it with --data_path")
-    root = options.data_path.expanduser()
+    root = options.data_path.expanduser().resolve()
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"--data_path {root} {what}: give a folder that holds class folders")

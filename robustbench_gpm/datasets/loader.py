@@ -42,8 +42,12 @@ class TrainLoader:
             raise UserError(f"the batch size must be at least 1, not {batch_size}")
         if workers < 0:
             raise UserError(f"the number of workers must be at least 0, not {workers}")
-        if len(split) < min(2, batch_size):
-            raise UserError(f"{len(split)} samples make no training batch: train on 2 or more")
+        needed = min(2, batch_size)
+        if len(split) < needed:
+            raise UserError(
+                f"the training split holds too few samples ({len(split)}): "
+                f"train on {needed} or more"
+            )
         self._split, self._batch_size, self._seed = split, batch_size, seed
         self._source = _Augmented(split, augmentation.train, seed)
         self._plan: list[Wanted] = []

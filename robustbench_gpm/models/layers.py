@@ -19,8 +19,8 @@ def initialised(network: nn.Module) -> nn.Module:
     """`network` with fresh weights: normal, scaled as in He et al. 2015 (arXiv 1502.01852, eq. 14).
 
     Convolutions keep the variance of what flows back through ReLUs; linear heads start small
-    (deviation .01, as in torchvision's VGG), so that no class is favoured and input gradients, which
-    penalties square, start small too; batch norms start as the identity, biases at 0.
+    (deviation .01, as in torchvision's VGG), so that no class is favoured and input gradients,
+    which penalties square, start small too; batch norms start as the identity, biases at 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

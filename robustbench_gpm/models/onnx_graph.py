@@ -39,8 +39,9 @@ def free_batch_size(proto: Any, onnx: Any) -> None:
     """Rewrite the graph, in place, where exporting it baked the batch size in.
 
     The batch dimensions of inputs and outputs become symbolic. A Reshape of something that depends
-    on the image to a constant shape that begins with the batch size begins with 0 instead, which
-    in ONNX means: as it is.
+    on the image to a constant shape that begins with the batch size begins with -1 instead, which
+    in ONNX means: whatever is left; or, where the shape has a -1 already, with 0, which means: as
+    it is.
     """
     graph = proto.graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -61,7 +62,7 @@ def free_batch_size(proto: Any, onnx: Any) -> None:
         dependent.update(node.output)
         if node.op_type == "Reshape" and _starts_with(constants.get(node.input[1]), baked):
             freed = constants[node.input[1]].copy()
-            freed[0] = 0
+            freed[0] = 0 if -1 in freed else -1
             name = f"{node.output[0]}/shape_of_any_batch"
             graph.initializer.append(onnx.numpy_helper.from_array(freed, name))
             node.input[1] = name

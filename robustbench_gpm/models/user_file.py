@@ -71,6 +71,8 @@ def _function(module: ModuleType, path: Path, factory: str) -> Callable[..., Any
 
 
 def _takes_classes(make: Callable[..., Any]) -> bool:
+    if isinstance(make, type) and make.__init__ is nn.Module.__init__:  # type: ignore[misc]
+        return False  # its signature is open, and it takes nothing
     try:
         parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError):  # some compiled callables have no signature

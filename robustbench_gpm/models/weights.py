@@ -66,12 +66,11 @@ def _read_pytorch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise UserError(
-                f"'{path}' holds pickled code, which is never run: save model.state_dict() alone, "
-                "or as .safetensors"
-            ) from error
-        raise _unreadable(path, error) from error
+        # What torch says goes on to recommend running it: it is not passed on.
+        raise UserError(
+            f"'{path}' is damaged or holds pickled code, which is never run: save "
+            "model.state_dict() alone, best as .safetensors"
+        ) from error
     except Exception as error:  # a damaged file raises nearly anything
         raise _unreadable(path, error) from error
 

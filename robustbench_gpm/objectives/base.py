@@ -15,7 +15,7 @@ class Objective(Protocol):
     """How one batch becomes a gradient; the trainer does the rest."""
 
     def backward(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> dict[str, Tensor]:
-        """Add this batch's gradient to `.grad` of the parameters; return what to log, per-batch means.
+        """Add this batch's gradient to the parameters' `.grad`; return means to log.
 
         x (B,C,H,W) lies in [0,1]; `loss` gives (B,) losses.
         """
@@ -25,8 +25,8 @@ class Objective(Protocol):
 class Penalty(ABC):
     """A price on the gradient of each sample's own loss with respect to its input.
 
-    Per sample, not per batch: the weight of a sample does not depend on how many share its batch.
-    A subclass is a frozen dataclass whose fields are flags, `<tag>_lamb` among them; at 0 it is off.
+    Per sample, not per batch: the weight of a sample does not depend on how many share its batch. A
+    subclass is a frozen dataclass whose fields are flags, `<tag>_lamb` among them; at 0 it is off.
     """
 
     tag: ClassVar[str]
@@ -52,7 +52,7 @@ class Penalty(ABC):
 
     @abstractmethod
     def __call__(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """Penalties, shape (B,), from dL_i/dx_i (B,C,H,W), part of a graph, and images x in [0,1]."""
+        """Penalties (B,) from dL_i/dx_i (B,C,H,W), part of a graph, and images x in [0,1]."""
 
     def prepare(self, x: Tensor) -> Tensor:
         """The images that loss and penalty are taken at; most penalties leave x as it is."""

@@ -19,9 +19,9 @@ PAPER_BATCH = 128
 class FlowGradient(Penalty):
     """sum over (h,w,2) of (dL_i/dflow_i)^2 at zero flow, the flow in [-1,1] coordinates.
 
-    The paper's code penalises the gradient of the batch-mean loss, which is 1/B of each sample's own:
-    its lambda of 300 at B = 128 weighs 300/128^2 per sample. `fgr_lamb` keeps that meaning at every batch
-    size: the weight is fgr_lamb/128^2.
+    The paper's code penalises the gradient of the batch-mean loss, which is 1/B of each sample's
+    own: its lambda of 300 at B = 128 weighs 300/128^2 per sample. `fgr_lamb` keeps that meaning at
+    every batch size: the weight is fgr_lamb/128^2.
 
     The derivative with respect to the flow at a pixel centre is the image's central difference
     (deformation.py says why), so the chain rule gives it from the input gradient without a warp.

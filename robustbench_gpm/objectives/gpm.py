@@ -16,13 +16,14 @@ PAPER_SIGMA = 0.226  # mean of the ImageNet channels' standard deviations .229, 
 
 @dataclass(frozen=True)
 class GPM(Penalty):
-    """sum over p in S_i of (1/C) sum_c |dL_i/dx_i|, S_i the smallest `gpm_use_ratio` share of the pixels.
+    """sum over p in S_i of (1/C) sum_c |dL_i/dx_i|, S_i the smallest `gpm_use_ratio` of pixels.
 
     Pixels are ranked per sample by the channel mean; the largest gradients are spared.
 
-    The authors' code penalises the gradient of the batch-mean loss with respect to normalised inputs:
-    per sample, 1/B of ours with respect to [0,1] times sigma. `gpm_lamb` keeps their meaning at their batch
-    of 256 and ImageNet's sigma: the weight is gpm_lamb * 0.226/256, whatever the batch size here.
+    The authors' code penalises the gradient of the batch-mean loss with respect to normalised
+    inputs: per sample, 1/B of ours with respect to [0,1] times sigma. `gpm_lamb` keeps their
+    meaning at their batch of 256 and ImageNet's sigma: the weight is gpm_lamb * 0.226/256, whatever
+    the batch size here.
     """
 
     gpm_lamb: float = flag(

@@ -16,10 +16,11 @@ from .base import Penalty
 class InputGradient(Penalty):
     """||dL_i/dx_i|| of each sample, over channels and pixels, in the l1 or the l2 norm.
 
-    The weight is igr_lamb * igr_budget: to first order, budget * ||dL/dx||_1 is how much a linf perturbation of
-    that budget raises the loss (and the l2 norm the same for an l2 perturbation), so igr_lamb weighs robust
-    against clean loss. The paper writes lamb * budget/sigma for inputs normalised by sigma; for inputs
-    in [0,1], as here, sigma cancels, and the paper's l_GN / l_CE = 1.2 / 0.8 is igr_lamb = 1.5.
+    The weight is igr_lamb * igr_budget: to first order, budget * ||dL/dx||_1 is how much a linf
+    perturbation of that budget raises the loss (and the l2 norm the same for an l2 perturbation),
+    so igr_lamb weighs robust against clean loss. The paper writes lamb * budget/sigma for inputs
+    normalised by sigma; for inputs in [0,1], as here, sigma cancels, and the paper's l_GN / l_CE =
+    1.2 / 0.8 is igr_lamb = 1.5.
     """
 
     igr_lamb: float = flag(

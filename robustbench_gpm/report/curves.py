@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ..records import AttackColumns, Records, proportion, robust_accuracy
-from .files import save
+from .saving import save
 
 # Okabe and Ito (2008), Color Universal Design; the yellow last, as it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..records import Example, Records
-from .files import save
+from .saving import save
 
 MOST_ROWS = 8
 ARROWS_ACROSS = 12

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..records import replacing
+from ..files import atomically, writable_folder
 
 # No date and no version, so that the bytes tell of the records alone.
 _METADATA: dict[str, dict[str, None]] = {
@@ -18,6 +18,7 @@ _METADATA: dict[str, dict[str, None]] = {
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure to `path` (.png at 200 dots an inch, or .pdf) and return the path."""
     kind = path.suffix[1:]
-    with replacing(path) as temporary:
+    writable_folder(path.parent, "--out")
+    with atomically(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=200, metadata=_METADATA[kind])
     return path

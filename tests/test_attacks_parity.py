@@ -1,0 +1,116 @@
+"""The same attacks as torchattacks' and foolbox's, on the same trained network."""
+
+from __future__ import annotations
+
+import eagerpy as ep
+import foolbox
+import pytest
+import torch
+import torchattacks
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from robustbench_gpm.attacks.fgsm import FGSM
+from robustbench_gpm.attacks.pgd import PGD
+
+BUDGETS = {"linf": 0.08, "l2": 0.7}
+STEPS, STEP_SIZE = 20, 0.125
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network trained on handwritten digits, and 400 it has not seen; all in float64."""
+    data = load_digits()
+    x, y = torch.tensor(data.images).float()[:, None] / 16, torch.tensor(data.target)
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(8):
+        for batch in torch.randperm(1397).split(64):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
+            optimiser.step()
+    return net.double().eval(), x[1397:].double(), y[1397:]
+
+
+def fooled(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        verdict: Tensor = net(x).argmax(1) != y
+    return verdict
+
+
+def by_foolbox(
+    attack: foolbox.Attack, net: nn.Module, x: Tensor, y: Tensor, budget: float
+) -> Tensor:
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    criterion = foolbox.criteria.Misclassification(ep.astensor(y))
+    raw: Tensor = attack.run(model, ep.astensor(x), criterion, epsilon=budget).raw
+    return raw.detach()
+
+
+def theirs(
+    library: str, norm: str, random: bool, digits: tuple[nn.Module, Tensor, Tensor]
+) -> Tensor:
+    net, x, y = digits
+    budget = BUDGETS[norm]
+    if library == "foolbox":
+        kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
+        attack = kind(rel_stepsize=STEP_SIZE, steps=STEPS, random_start=random)
+        return by_foolbox(attack, net, x, y, budget)
+    kind = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
+    attack = kind(net, eps=budget, alpha=STEP_SIZE * budget, steps=STEPS, random_start=random)
+    images: Tensor = attack(x, y)
+    return images.detach()
+
+
+def test_the_network_is_worth_attacking(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    assert fooled(*digits).double().mean() < 0.12
+
+
+def test_fgsm_is_theirs(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    budget = BUDGETS["linf"]
+    ours = FGSM()(net, x, y, budget=budget)
+    by_torchattacks = torchattacks.FGSM(net, eps=budget)(x, y)
+    fast = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+    torch.testing.assert_close(ours, by_torchattacks, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, by_foolbox(fast, net, x, y, budget), rtol=0, atol=1e-6)
+    fast_l2 = foolbox.attacks.L2FastGradientAttack(random_start=False)
+    ours_l2 = FGSM(norm="l2")(net, x, y, budget=BUDGETS["l2"])
+    theirs_l2 = by_foolbox(fast_l2, net, x, y, BUDGETS["l2"])
+    torch.testing.assert_close(ours_l2, theirs_l2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("library", ["torchattacks", "foolbox"])
+def test_pgd_from_the_image_is_theirs(
+    library: str, norm: str, digits: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    net, x, y = digits
+    attack = PGD(norm, STEPS, STEP_SIZE, random_start=False, early_stop=False)
+    ours = attack(net, x, y, budget=BUDGETS[norm])
+    other = theirs(library, norm, False, digits)
+    # A gradient that the model's confidence rounds to nothing is 0/1e-10 there, a direction here.
+    same = (ours - other).abs().flatten(1).amax(1) < 1e-6
+    assert same.double().mean() > 0.99
+    assert abs(int(fooled(net, ours, y).sum()) - int(fooled(net, other, y).sum())) <= 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("library", ["torchattacks", "foolbox"])
+def test_pgd_from_a_random_point_fools_as_many(
+    library: str, norm: str, digits: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    net, x, y = digits
+    attack = PGD(norm, STEPS, STEP_SIZE)
+    ours = int(fooled(net, attack(net, x, y, budget=BUDGETS[norm]), y).sum())
+    others = int(fooled(net, theirs(library, norm, True, digits), y).sum())
+    assert 0.2 * len(x) < ours < 0.98 * len(x)  # neither everybody nor nobody
+    assert ours >= others - 1
