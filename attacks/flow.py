@@ -39,28 +39,39 @@ class FlowPGD(FlowAttack):
     def deform(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
-        def step(_: Tensor, flow: Tensor, gradient: Tensor) -> Tensor:
-            return sign_step(flow, gradient, self.step_size * budget, budget)
-
         def search(random: bool, x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
-            return ascend(
-                model,
-                x,
-                y,
-                budget * samples.uniform(flow) if random else identity_flow(x),
-                loss,
-                samples,
-                steps=self.steps,
-                render=self.render,
-                step=step,
-                early_stop=self.early_stop,
-            )
+            start = budget * samples.uniform(flow) if random else identity_flow(x)
+            return self.climb(model, x, y, start, budget, loss, samples)
 
         searches = [partial(search, self.random_start or n > 0) for n in range(self.restarts)]
         start = identity_flow(x)
         return in_turn(searches, model, x, y, start, loss, samples, render=self.render)
 
+    def climb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        start: Tensor,
+        budget: float,
+        loss: Loss,
+        samples: Samples,
+    ) -> Tensor:
+        """One ascent on a frozen model from the flow `start` (B,2,H,W)."""
 
-def sign_step(flow: Tensor, gradient: Tensor, length: float, budget: float) -> Tensor:
-    """`flow` (B,2,H,W) moved `length` pixels along the gradient's sign, inside the budget."""
-    return (flow + length * gradient.sign()).clamp(-budget, budget)
+        def step(_: Tensor, flow: Tensor, gradient: Tensor) -> Tensor:
+            moved = flow + self.step_size * budget * gradient.sign()
+            return moved.clamp(-budget, budget)
+
+        return ascend(
+            model,
+            x,
+            y,
+            start,
+            loss,
+            samples,
+            steps=self.steps,
+            render=self.render,
+            step=step,
+            early_stop=self.early_stop,
+        )

@@ -19,7 +19,7 @@ from .threats import THREATS, Threat
 class PGD(Attack):
     """Steps of `step_size` budgets along the sign (linf) or the direction (l2) of the gradient.
 
-    `random_start` begins at a uniform point of the ball instead of at the image; `restarts` beyond
+    `random_start` begins at a random point of the ball instead of at the image; `restarts` beyond
     the first attack only what is not yet fooled, each from another such point.
     """
 
@@ -95,9 +95,12 @@ def project(x: Tensor, adversarial: Tensor, budget: float, norm: str) -> Tensor:
 
 
 def random_point(x: Tensor, budget: float, norm: str, samples: Samples) -> Tensor:
-    """A perturbation drawn uniformly from the ball of radius `budget`."""
+    """A random perturbation inside the ball of radius `budget`.
+
+    Uniform in the linf ball; in the l2 ball of uniform direction and uniform length: points uniform
+    in the ball all lie at its surface in many dimensions, from where fewer samples are fooled.
+    """
     if norm == "linf":
         return budget * samples.uniform(x)
-    direction = steepest(samples.normal(x), norm)
-    volume = (samples.uniform(x[:, :1, :1, :1]) + 1) / 2  # uniform in [0,1)
-    return budget * direction * volume ** (1 / x.shape[1:].numel())
+    length = (samples.uniform(x[:, :1, :1, :1]) + 1) / 2  # uniform in [0,1)
+    return budget * length * steepest(samples.normal(x), norm)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples
 from ..deformation import identity_flow
+from ..losses import cross_entropy, margin
 from .ascent import ascend, in_turn
 from .base import FlowAttack
 from .flow import FlowPGD
@@ -31,17 +32,19 @@ class StAdv(FlowAttack):
     First `steps` of Adam from rest with a step of `rate` budgets, the flow clamped to the budget
     after each. Smoothness leaves some samples standing that a rough flow of the same size fools, so
     a bounded attack that stopped here would flatter the model: on those, `finish` steps of sign
-    ascent on the lead alone follow, from rest, as in FlowPGD. The paper's own optimisation, smooth
-    to the end, is `StAdvLBFGS`.
+    ascent follow, as in FlowPGD, from where Adam ended, and then as many from rest. They raise the
+    cross-entropy where `loss` is the margin, which sees a single rival class and gets stuck sooner;
+    any other loss they raise as it is. The paper's own optimisation, smooth to the end, is
+    `StAdvLBFGS`.
     """
 
     loss_name: ClassVar[str] = "margin"
 
-    steps: int = 40
+    steps: int = 25
     rate: float = 0.125
     tau: float = 0.05
     neighbours: Neighbours = "diagonal"
-    finish: int = 40
+    finish: int = 25
     finish_size: float = 0.125
 
     def deform(
@@ -63,12 +66,17 @@ class StAdv(FlowAttack):
                 cost=lambda state: self.tau * smoothness(state[:, 0], self.neighbours),
             )[:, 0]
 
-        def rough(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
-            sign_ascent = FlowPGD(self.padding, self.finish, self.finish_size)
-            return sign_ascent.deform(model, x, y, budget, loss, samples)
+        def rough(x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
+            return finish.climb(model, x, y, flow, budget, raised, samples)
 
+        def afresh(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
+            return finish.deform(model, x, y, budget, raised, samples)
+
+        finish = FlowPGD(self.padding, self.finish, self.finish_size)
+        raised = cross_entropy if loss == margin else loss
+        searches = (smooth, rough, afresh)
         start = identity_flow(x)
-        return in_turn([smooth, rough], model, x, y, start, loss, samples, render=self.render)
+        return in_turn(searches, model, x, y, start, loss, samples, render=self.render)
 
 
 def adam(rate: float, budget: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

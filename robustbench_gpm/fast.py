@@ -110,8 +110,6 @@ def _folded(model: nn.Module) -> nn.Module:
     folded = fuse(model).eval()
     if _norms(folded) == _norms(model):
         raise ValueError("no batch norm follows a convolution or linear layer")
-    for parameter in folded.parameters():
-        parameter.requires_grad_(False)  # folding makes new ones
     return folded
 
 

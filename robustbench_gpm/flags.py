@@ -21,7 +21,9 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         """Say what is wrong in one sentence, and leave."""
-        sentence = re.sub(r'Parser key "(\w+)":', r"--\1:", " ".join(str(message).split()))
+        sentence = " ".join(str(message).split())
+        sentence = re.sub(r'Parser key "(\w+)":', r"--\1:", sentence)
+        sentence = re.sub(r"<class '([\w.]+)'>|typing\.(\w+)", r"\1\2", sentence)
         print(f"{self.prog}: {sentence} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from robustbench_gpm.attacks.fgsm import FGSM
 from robustbench_gpm.attacks.pgd import PGD
+from robustbench_gpm.core import Samples
 
-BUDGETS = {"linf": 0.08, "l2": 0.7}
+BUDGETS = {"linf": 0.06, "l2": 0.5}
 STEPS, STEP_SIZE = 20, 0.125
 
 
@@ -64,9 +65,12 @@ def theirs(
         kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
         attack = kind(rel_stepsize=STEP_SIZE, steps=STEPS, random_start=random)
         return by_foolbox(attack, net, x, y, budget)
-    kind = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
-    attack = kind(net, eps=budget, alpha=STEP_SIZE * budget, steps=STEPS, random_start=random)
-    images: Tensor = attack(x, y)
+    shared = {"eps": budget, "alpha": STEP_SIZE * budget, "steps": STEPS, "random_start": random}
+    if norm == "linf":
+        images: Tensor = torchattacks.PGD(net, **shared)(x, y)
+    else:
+        # Its own 1e-10, added to the length of a gradient, would shorten a confident sample's step.
+        images = torchattacks.PGDL2(net, eps_for_division=1e-300, **shared)(x, y)
     return images.detach()
 
 
@@ -97,10 +101,8 @@ def test_pgd_from_the_image_is_theirs(
     attack = PGD(norm, STEPS, STEP_SIZE, random_start=False, early_stop=False)
     ours = attack(net, x, y, budget=BUDGETS[norm])
     other = theirs(library, norm, False, digits)
-    # A gradient that the model's confidence rounds to nothing is 0/1e-10 there, a direction here.
-    same = (ours - other).abs().flatten(1).amax(1) < 1e-6
-    assert same.double().mean() > 0.99
-    assert abs(int(fooled(net, ours, y).sum()) - int(fooled(net, other, y).sum())) <= 1
+    torch.testing.assert_close(ours, other, rtol=0, atol=1e-9)
+    assert torch.equal(fooled(net, ours, y), fooled(net, other, y))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -110,7 +112,11 @@ def test_pgd_from_a_random_point_fools_as_many(
 ) -> None:
     net, x, y = digits
     attack = PGD(norm, STEPS, STEP_SIZE)
-    ours = int(fooled(net, attack(net, x, y, budget=BUDGETS[norm]), y).sum())
-    others = int(fooled(net, theirs(library, norm, True, digits), y).sum())
-    assert 0.2 * len(x) < ours < 0.98 * len(x)  # neither everybody nor nobody
-    assert ours >= others - 1
+    ours, others = 0, 0
+    for seed in range(3):  # one draw of the random start moves either count by a few
+        samples = Samples(range(len(x)), seed)
+        images = attack(net, x, y, budget=BUDGETS[norm], samples=samples)
+        ours += int(fooled(net, images, y).sum())
+        others += int(fooled(net, theirs(library, norm, True, digits), y).sum())
+    assert 0.2 * len(x) < ours / 3 < 0.9 * len(x)  # neither everybody nor nobody
+    assert ours / 3 >= others / 3 - 1

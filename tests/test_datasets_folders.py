@@ -156,13 +156,17 @@ def test_writing_to_images_leaves_the_cache_alone(root):
     assert load(root, "test").fingerprint() == before
 
 
-@pytest.mark.parametrize("change", ["content", "time", "name", "more", "fewer"])
+@pytest.mark.parametrize("change", ["content", "size", "time", "name", "more", "fewer"])
 def test_a_change_in_the_folder_is_seen(root, no_decoding, change):
     load(root, "test")
     no_decoding()
     file = root / "test" / "cat" / "001.png"
     if change == "content":
         Image.new("RGB", (SIDE, SIDE)).save(file)
+    elif change == "size":
+        modified = file.stat().st_mtime_ns
+        file.write_bytes(file.read_bytes() + b"0")
+        os.utime(file, ns=(modified, modified))
     elif change == "time":
         os.utime(file, ns=(0, file.stat().st_mtime_ns + 1000))
     elif change == "name":

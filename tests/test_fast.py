@@ -158,6 +158,23 @@ def test_a_copy_with_another_gradient_is_not_used():
     torch.testing.assert_close(input_gradient(fast, x), input_gradient(model, x))
 
 
+class Baked(Branching):
+    """Answers a tracer otherwise than it answers images, with the same gradient."""
+
+    def forward(self, x):
+        logits = self.norm(self.conv(x)).mean((2, 3))
+        return logits if isinstance(x, torch.Tensor) else logits + 1
+
+
+def test_a_copy_with_other_logits_is_not_used():
+    model = with_random_norms(Baked()).eval()
+    x = torch.rand(2, 3, 8, 8)
+    fast, about = accelerated(model, x)
+    assert about["fused"] is False
+    assert "differs by 1 in logits" in about["why"]
+    torch.testing.assert_close(fast(x), model(x))
+
+
 class Shared(nn.Module):
     """One convolution under two norms: folding one into it would spoil the other."""
 

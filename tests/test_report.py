@@ -151,7 +151,7 @@ def test_ten_models_have_ten_colours_and_twins_two_names(
     assert [t.get_text() for t in names][::8] == ["model 0 (1), pgd", "model 0 (2), pgd"]
 
 
-@pytest.mark.parametrize("budgets", [LINF, tuple(n / 255 for n in range(1, 17)), (8 / 255,)])
+@pytest.mark.parametrize("budgets", [LINF, tuple(n / 255 for n in range(1, 33)), (8 / 255,)])
 def test_budgets_are_evenly_spread_and_their_names_apart(
     tmp_path: Path, drawn: list[Figure], budgets: tuple[float, ...]
 ) -> None:
