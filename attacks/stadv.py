@@ -44,8 +44,8 @@ class StAdv(FlowAttack):
     rate: float = 0.125
     tau: float = 0.05
     neighbours: Neighbours = "diagonal"
-    finish: int = 25
-    finish_size: float = 0.125
+    finish: int = 40
+    finish_size: float = 0.1
 
     def deform(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples

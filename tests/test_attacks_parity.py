@@ -11,8 +11,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from robustbench_gpm.attacks.fgsm import FGSM
+from robustbench_gpm.attacks.flow import FlowPGD
 from robustbench_gpm.attacks.pgd import PGD
+from robustbench_gpm.attacks.stadv import StAdv
 from robustbench_gpm.core import Samples
+from robustbench_gpm.deformation import identity_flow, to_pixels, warp
+from robustbench_gpm.losses import margin
 
 BUDGETS = {"linf": 0.06, "l2": 0.5}
 STEPS, STEP_SIZE = 20, 0.125
@@ -120,3 +124,37 @@ def test_pgd_from_a_random_point_fools_as_many(
         others += int(fooled(net, theirs(library, norm, True, digits), y).sum())
     assert 0.2 * len(x) < ours / 3 < 0.9 * len(x)  # neither everybody nor nobody
     assert ours / 3 >= others / 3 - 1
+
+
+def plain_adam(net: nn.Module, x: Tensor, y: Tensor, budget: float) -> Tensor:
+    """Which samples 100 steps of Adam on the margin fool, the flow clamped to the budget."""
+    flow = identity_flow(x).requires_grad_()
+    optimiser = torch.optim.Adam([flow], lr=to_pixels(0.01, x.shape[-1]))
+    ever = fooled(net, x, y)
+    for _ in range(100):
+        (flow.grad,) = torch.autograd.grad(-margin(net, warp(x, flow), y).sum(), flow)
+        optimiser.step()
+        with torch.no_grad():
+            flow.clamp_(-budget, budget)
+            ever |= fooled(net, warp(x, flow), y)
+    return ever
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.35])
+def test_flow_attacks_are_no_softer_than_plain_adam(
+    budget: float, digits: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    net, x, y = digits
+    x, y = x[:150], y[:150]
+    counts = {
+        name: int(fooled(net, attack(net, x, y, budget=budget), y).sum())
+        for name, attack in {
+            "rest": FlowPGD(),
+            "random": FlowPGD(random_start=True),
+            "stadv": StAdv(),
+        }.items()
+    }
+    adam = int(plain_adam(net, x, y, budget).sum())
+    assert 0.1 * len(x) < counts["stadv"] < len(x)
+    assert counts["stadv"] >= adam
+    assert counts["stadv"] >= counts["rest"] >= counts["random"]

@@ -1,0 +1,174 @@
+"""The evaluator on models whose smallest fooling budgets are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_gpm import evaluator as module
+from robustbench_gpm.attacks import ATTACKS, Attack, Threat
+from robustbench_gpm.attacks.pgd import PGD
+from robustbench_gpm.core import Loss, Samples, UserError
+from robustbench_gpm.datasets import Split
+from robustbench_gpm.evaluator import AttackPlan, Evaluator, Subject
+from robustbench_gpm.records import Records
+from robustbench_gpm.tasks import Classification
+
+HASHES: dict[str, object] = dict.fromkeys(
+    ("weights_hash", "data_hash", "configuration_hash"), "0"
+)
+BUDGETS = (0.05, 0.1, 0.2)
+GREYS = torch.tensor([3, 80, 105, 115, 140, 160, 200, 250, 130], dtype=torch.uint8)
+LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 0])  # the last one is wrong without any attack
+
+
+class Brightness(nn.Module):
+    """Class 1 where the image is brighter than a half, so a linf budget of |grey - .5| fools it."""
+
+    def __init__(self, sharpness: float = 10.0) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.tensor(sharpness))
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = self.sharpness * (x.flatten(1).mean(1) - 0.5)
+        return torch.stack((-lead, lead), dim=1)
+
+
+def split() -> Split:
+    images = GREYS.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    return Split(images, LABELS, torch.arange(len(LABELS)) + 100, ("dark", "bright"))
+
+
+def subject(model: nn.Module | None = None) -> Subject:
+    return Subject("brightness", model or Brightness(), split(), Classification(), HASHES)
+
+
+def plan(attack: Attack | None = None) -> AttackPlan:
+    return AttackPlan("pgd", attack or PGD(random_start=False), BUDGETS)
+
+
+def evaluate(
+    model: nn.Module | None = None, attack: Attack | None = None, size: int = 4
+) -> Records:
+    return Evaluator(subject(model), torch.device("cpu"), batch_size=size).run([plan(attack)])
+
+
+def expected() -> np.ndarray:
+    distance = (GREYS.double() / 255 - 0.5).abs().numpy()
+    smallest = [min((b for b in BUDGETS if b > d), default=np.nan) for d in distance]
+    smallest[-1] = 0.0
+    return np.array(smallest)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_smallest_budgets_are_the_known_ones(size: int) -> None:
+    records = evaluate(size=size)
+    (pgd,) = records.attacks
+    np.testing.assert_array_equal(pgd.smallest_budget, expected())
+    assert pgd.broken_by[-1] == "clean"
+    assert pgd.broken_by[0] is None
+    assert pgd.broken_by[3] == "pgd"
+    assert records.index.tolist() == list(range(100, 109))
+
+
+def test_nobody_left_ends_the_attack() -> None:
+    plans = [AttackPlan("pgd", PGD(), (0.6, 0.8, 1.0))]
+    (pgd,) = Evaluator(subject(), torch.device("cpu")).run(plans).attacks
+    assert set(pgd.smallest_budget) == {0.0, 0.6}
+
+
+def test_a_fooled_sample_leaves_and_costs_no_more() -> None:
+    (pgd,) = evaluate().attacks
+    by_budget = {b: pgd.forwards[pgd.smallest_budget == b] for b in (0.0, *BUDGETS)}
+    assert by_budget[0.0].tolist() == [0]
+    assert by_budget[0.05].max() < by_budget[0.1].min()
+    assert by_budget[0.1].max() < by_budget[0.2].min()
+    assert by_budget[0.2].max() < pgd.forwards[np.isnan(pgd.smallest_budget)].min()
+
+
+def test_the_book_holds_every_pass_through_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "accelerated", lambda model, sample: (model, {}))
+    model = Brightness()
+    passes = {"forwards": 0, "backwards": 0}
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        passes["forwards"] += len(inputs[0])
+        if output.requires_grad:
+            output.register_hook(lambda g: passes.update(backwards=passes["backwards"] + len(g)))
+
+    model.register_forward_hook(count)
+    running = Evaluator(subject(model), torch.device("cpu"), batch_size=4)
+    passes.update(forwards=0)  # the clean pass belongs to no attack
+    (pgd,) = running.run([plan()]).attacks
+    assert pgd.forwards.sum() == passes["forwards"]
+    assert pgd.backwards.sum() == passes["backwards"]
+    assert pgd.seconds.sum() > 0
+
+
+def test_a_search_copy_that_lies_makes_nobody_robust(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that calls everything fooled stops every attack at once; the model itself decides."""
+    liar = Brightness(-10.0)
+    monkeypatch.setattr(module, "accelerated", lambda model, sample: (liar, {}))
+    (pgd,) = evaluate().attacks
+    np.testing.assert_array_equal(pgd.smallest_budget, expected())
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = nn.Sequential(Brightness(), nn.Dropout()).train()
+    evaluate(model)
+    assert all(part.training for part in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_dropout_and_training_mode_do_not_reach_the_verdict() -> None:
+    (pgd,) = evaluate(nn.Sequential(Brightness(), nn.Dropout(0.9)).train()).attacks
+    np.testing.assert_array_equal(pgd.smallest_budget, expected())
+
+
+@dataclass(frozen=True)
+class Overreaching(Attack):
+    """Takes twice the budget it was given."""
+
+    @property
+    def threat(self) -> Threat:
+        return ATTACKS["pgd"].threat
+
+    def perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
+    ) -> Tensor:
+        return (x + 2 * budget).clamp(0, 1)
+
+
+def test_an_attack_outside_its_budget_is_caught() -> None:
+    with pytest.raises(RuntimeError, match="pgd broke its word"):
+        evaluate(attack=Overreaching())
+
+
+def test_outputs_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(UserError, match="brightness gives outputs that are NaN or infinite"):
+        evaluate(Brightness(float("nan")))
+
+
+@pytest.mark.parametrize("attack", ["pgd", "stadv"])
+def test_examples_are_fooled_samples_whatever_the_batch(attack: str) -> None:
+    ramp = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4) * 4
+    images = (GREYS.view(-1, 1, 1, 1).float() * 0.7 + ramp).to(torch.uint8)
+    shown = []
+    for size in (2, 100):
+        data = Split(images, LABELS, torch.arange(len(LABELS)), ("dark", "bright"))
+        who = Subject("brightness", Brightness(), data, Classification(), HASHES)
+        budgets = (0.05, 0.1, 0.2, 1.0)
+        running = Evaluator(who, torch.device("cpu"), batch_size=size, examples=2)
+        records = running.run([AttackPlan(attack, ATTACKS[attack], budgets)])
+        for example in records.examples:
+            row = records.index.tolist().index(example.index)
+            assert example.prediction != example.label == example.clean_prediction
+            assert records.attacks[0].smallest_budget[row] == example.budget
+            assert (example.flow is not None) == (attack == "stadv")
+        shown.append([(e.index, e.budget) for e in records.examples])
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 2
