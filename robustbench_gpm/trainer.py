@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,7 @@ class Trainer:
         for epoch in range(len(self.card.history), self.plan.epochs):
             seed_everything(hash((self.plan.seed, epoch)))
             title = f"epoch {epoch + 1}/{self.plan.epochs}"
+            began = time.perf_counter()
             with bar(title, len(loader), "batch", show=self.show) as progress:
                 log = self._epoch(loader, epoch, progress)
                 self._check_weights(epoch)
@@ -94,7 +96,7 @@ class Trainer:
                     self.model, validation, self.task, self.device
                 )
                 progress.set_postfix_str(_figures(log))
-            self._save(log)
+            self._save({**log, "seconds": round(time.perf_counter() - began, 1)})
         return self.card
 
     def _epoch(self, loader: TrainLoader, epoch: int, progress: Bar) -> dict[str, float]:
