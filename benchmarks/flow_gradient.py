@@ -126,9 +126,9 @@ def report(given: argparse.Namespace, measured: dict[int, dict[str, Records]]) -
         "(`flow_gradient`, `--fgr_lamb 300`), both under the same short recipe.",
         f"{given.note}".strip(),
         "Accuracy in per cent with Wilson's 95% interval, on the first",
-        f"{given.limit} images of a fixed shuffle of the test split; a sample counts as robust at a budget",
-        "only if no smaller one fooled it. `fgr` is the paper's own attack, at 0.155 pixels the paper's",
-        "budget; flows are in pixels.",
+        f"{given.limit} images of a fixed shuffle of the test split; a sample counts as robust",
+        "at a budget only if no smaller one fooled it. `fgr` is the paper's attack, 0.155 pixels",
+        "its budget in the paper (0.01 in [-1,1] coordinates).",
         "",
         "```",
         "python benchmarks/flow_gradient.py --data_path DIR --seeds "

@@ -34,6 +34,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
         raise UserError(f"--attack needs at least one of {', '.join(ATTACKS)}")
     device = pick_device(config.device)
     seed_everything(config.seed)
+    if config.out is not None:
+        writable_folder(config.out, "--out")
     subjects = _subjects(config, values)
     folder = _folder(config, subjects)
     measured = []
@@ -46,8 +48,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
             examples=config.examples,
             show_progress=True,
         )
-        measured.append(evaluator.run(plans))
-        _report(measured[-1], folder / subject.name if len(subjects) > 1 else folder)
+        own = folder / subject.name if len(subjects) > 1 else folder
+        own.mkdir(exist_ok=True)
+        for plan in plans:
+            evaluator.attack(plan)
+            records.write(evaluator.records(), own)  # what is measured is kept, come what may
+        measured.append(evaluator.records())
+        _report(measured[-1], own)
     if len(subjects) > 1:
         draw_curves(measured, folder)
     print(f"figure: {folder / 'curve.png'}")
@@ -174,7 +181,7 @@ def _bare_model(config: EvaluateConfig, name: str) -> Subject:
 def _split(config: EvaluateConfig, data_name: str, trained: Mapping[str, Any]) -> Split:
     """The images to evaluate on, brought to the form the model was validated on."""
     options = LoadOptions(
-        data_path=config.data_path or trained_path(trained),
+        data_path=config.data_path or _trained_path(trained),
         cache_dir=config.cache_dir.expanduser(),
         image_size=config.image_size or trained.get("image_size"),
     )
@@ -185,7 +192,7 @@ def _split(config: EvaluateConfig, data_name: str, trained: Mapping[str, Any]) -
     return prepared(split, augmentation)
 
 
-def trained_path(trained: Mapping[str, Any]) -> Path | None:
+def _trained_path(trained: Mapping[str, Any]) -> Path | None:
     """Where the data lay in training, if that was said."""
     path = trained.get("data_path")
     return Path(path) if path else None
@@ -224,8 +231,6 @@ def _folder(config: EvaluateConfig, subjects: Sequence[Subject]) -> Path:
 
 
 def _report(measured: Records, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    records.write(measured, folder)
     records.write_summary(measured, folder)
     draw_curves([measured], folder)
     draw_examples(measured, folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +79,7 @@ class Tally:
 
 
 class Evaluator:
-    """Runs attacks on one subject; see `evaluate`."""
+    """Runs attacks on one subject and keeps the records."""
 
     def __init__(
         self,
@@ -98,16 +97,19 @@ class Evaluator:
         self.prediction, self.confidence = self._clean()
         first, _ = self._batch(torch.arange(min(len(subject.split), 64)))
         self.search, self.search_facts = accelerated(self.model, first)
+        self._attacks: list[AttackColumns] = []
+        self._shown: list[Example] = []
 
-    def run(self, plans: Sequence[AttackPlan]) -> Records:
-        """The records of all attacks in `plans`."""
+    def attack(self, plan: AttackPlan) -> None:
+        """Run one attack over its budgets, and add it to the records."""
+        tally = self._tallied(plan)
+        self._attacks.append(self._columns(plan, tally))
+        chosen = tally.showcase.pick(tally.smallest)
+        self._shown += [self._example(plan.name, candidate) for candidate in chosen]
+
+    def records(self) -> Records:
+        """The records of every attack run so far."""
         split = self.subject.split
-        columns, examples = [], []
-        for plan in plans:
-            tally = self._attack(plan)
-            columns.append(self._columns(plan, tally))
-            chosen = tally.showcase.pick(tally.smallest)
-            examples += [self._example(plan.name, candidate) for candidate in chosen]
         return Records(
             model=self.subject.name,
             classes=split.classes,
@@ -115,8 +117,8 @@ class Evaluator:
             label=split.labels.numpy(),
             clean_prediction=self.prediction.numpy(),
             clean_confidence=self.confidence.numpy(),
-            attacks=tuple(columns),
-            examples=tuple(examples),
+            attacks=tuple(self._attacks),
+            examples=tuple(self._shown),
             provenance={**self.subject.provenance, "search": self.search_facts},
         )
 
@@ -144,7 +146,7 @@ class Evaluator:
             )
         return torch.cat(labels), confidence
 
-    def _attack(self, plan: AttackPlan) -> Tally:
+    def _tallied(self, plan: AttackPlan) -> Tally:
         wrong = (self.prediction != self.subject.split.labels).numpy()
         tally = Tally.start(wrong, self.examples)
         title = f"{self.subject.name}, {plan.name}"

@@ -52,8 +52,11 @@ def _umask() -> int:
 
 
 def free_folder(path: Path, *, latest: bool = False) -> Path:
-    """`path`, or `path`-2, -3, ... where that is taken; with `latest`, the last one taken."""
+    """`path`, or `path`-2, -3, ... where that is taken; with `latest`, the last one taken.
+
+    An empty folder is free: a run that was refused may have left it.
+    """
     number, folder, last = 1, path, path
-    while folder.exists():
+    while folder.exists() and any(folder.iterdir()):
         number, last, folder = number + 1, folder, path.with_name(f"{path.name}-{number + 1}")
     return last if latest else folder

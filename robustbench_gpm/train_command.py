@@ -24,7 +24,7 @@ from .datasets import (
 from .fields import plain
 from .files import free_folder, writable_folder
 from .flags import Parser, build, build_parser, parse, peek
-from .models import ModelOptions, build_model
+from .models import MODELS, ModelOptions, build_model
 from .objectives import PENALTIES, Penalised, Penalty
 from .tasks import TASKS
 from .trainer import Plan, Trainer
@@ -38,6 +38,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     spec = DATASETS[peek(arguments, "data_name", "digits")]
     values = parse(_parser(spec, prog), arguments)
     config = build(TrainConfig, values)
+    _check_names(config)
     penalties = _penalties(values)
     device = pick_device(config.device)
     folder = _folder(config, penalties)
@@ -84,6 +85,13 @@ def _parser(spec: DataSpec, prog: str) -> Parser:
         [TrainConfig, *PENALTIES.values()],
         defaults,
     )
+
+
+def _check_names(config: TrainConfig) -> None:
+    """Raise UserError for a name that is in no table, before anything is loaded."""
+    AUGMENTATIONS[config.augment]
+    if ":" not in config.model_name:  # the other forms are looked up when the model is built
+        MODELS[config.model_name]
 
 
 def _penalties(values: Mapping[str, Any]) -> tuple[Penalty, ...]:

@@ -93,8 +93,11 @@ def test_free_folders_are_numbered(tmp_path: Path) -> None:
     wanted = tmp_path / "digits"
     assert free_folder(wanted) == wanted
     wanted.mkdir()
+    assert free_folder(wanted) == wanted  # empty
+    (wanted / "card.json").touch()
     assert free_folder(wanted) == tmp_path / "digits-2"
     (tmp_path / "digits-2").mkdir()
+    (tmp_path / "digits-2/card.json").touch()
     assert free_folder(wanted) == tmp_path / "digits-3"
     assert free_folder(wanted, latest=True) == tmp_path / "digits-2"
 

@@ -18,9 +18,7 @@ from robustbench_gpm.evaluator import AttackPlan, Evaluator, Subject
 from robustbench_gpm.records import Records
 from robustbench_gpm.tasks import Classification
 
-HASHES: dict[str, object] = dict.fromkeys(
-    ("weights_hash", "data_hash", "configuration_hash"), "0"
-)
+HASHES: dict[str, object] = dict.fromkeys(("weights_hash", "data_hash", "configuration_hash"), "0")
 BUDGETS = (0.05, 0.1, 0.2)
 GREYS = torch.tensor([3, 80, 105, 115, 140, 160, 200, 250, 130], dtype=torch.uint8)
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 0])  # the last one is wrong without any attack
@@ -51,10 +49,16 @@ def plan(attack: Attack | None = None) -> AttackPlan:
     return AttackPlan("pgd", attack or PGD(random_start=False), BUDGETS)
 
 
+def measure(who: Subject, one: AttackPlan, **options: int) -> Records:
+    running = Evaluator(who, torch.device("cpu"), **options)  # type: ignore[arg-type]
+    running.attack(one)
+    return running.records()
+
+
 def evaluate(
     model: nn.Module | None = None, attack: Attack | None = None, size: int = 4
 ) -> Records:
-    return Evaluator(subject(model), torch.device("cpu"), batch_size=size).run([plan(attack)])
+    return measure(subject(model), plan(attack), batch_size=size)
 
 
 def expected() -> np.ndarray:
@@ -76,8 +80,7 @@ def test_smallest_budgets_are_the_known_ones(size: int) -> None:
 
 
 def test_nobody_left_ends_the_attack() -> None:
-    plans = [AttackPlan("pgd", PGD(), (0.6, 0.8, 1.0))]
-    (pgd,) = Evaluator(subject(), torch.device("cpu")).run(plans).attacks
+    (pgd,) = measure(subject(), AttackPlan("pgd", PGD(), (0.6, 0.8, 1.0))).attacks
     assert set(pgd.smallest_budget) == {0.0, 0.6}
 
 
@@ -103,7 +106,8 @@ def test_the_book_holds_every_pass_through_the_model(monkeypatch: pytest.MonkeyP
     model.register_forward_hook(count)
     running = Evaluator(subject(model), torch.device("cpu"), batch_size=4)
     passes.update(forwards=0)  # the clean pass belongs to no attack
-    (pgd,) = running.run([plan()]).attacks
+    running.attack(plan())
+    (pgd,) = running.records().attacks
     assert pgd.forwards.sum() == passes["forwards"]
     assert pgd.backwards.sum() == passes["backwards"]
     assert pgd.seconds.sum() > 0
@@ -162,8 +166,8 @@ def test_examples_are_fooled_samples_whatever_the_batch(attack: str) -> None:
         data = Split(images, LABELS, torch.arange(len(LABELS)), ("dark", "bright"))
         who = Subject("brightness", Brightness(), data, Classification(), HASHES)
         budgets = (0.05, 0.1, 0.2, 1.0)
-        running = Evaluator(who, torch.device("cpu"), batch_size=size, examples=2)
-        records = running.run([AttackPlan(attack, ATTACKS[attack], budgets)])
+        one = AttackPlan(attack, ATTACKS[attack], budgets)
+        records = measure(who, one, batch_size=size, examples=2)
         for example in records.examples:
             row = records.index.tolist().index(example.index)
             assert example.prediction != example.label == example.clean_prediction
