@@ -16,7 +16,7 @@ from .core import UserError, pick_device, seed_everything
 from .datasets import AUGMENTATIONS, DATASETS, LoadOptions, Split, load_split, prepared
 from .evaluator import AttackPlan, Evaluator, Subject
 from .fields import plain
-from .files import free_folder, writable_folder
+from .files import free_folder, try_folder
 from .flags import Parser, build, build_parser, parse
 from .models import ModelOptions, build_model, load_weights
 from .objectives import PENALTIES
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     device = pick_device(config.device)
     seed_everything(config.seed)
     if config.out is not None:
-        writable_folder(config.out, "--out")
+        try_folder(config.out, "--out")
     subjects = _subjects(config, values)
     folder = _folder(config, subjects)
     measured = []
@@ -49,7 +49,6 @@ def run(arguments: Sequence[str], prog: str) -> None:
             show_progress=True,
         )
         own = folder / subject.name if len(subjects) > 1 else folder
-        own.mkdir(exist_ok=True)
         for plan in plans:
             evaluator.attack(plan)
             records.write(evaluator.records(), own)  # what is measured is kept, come what may
@@ -227,7 +226,7 @@ def _provenance(
 
 def _folder(config: EvaluateConfig, subjects: Sequence[Subject]) -> Path:
     name = subjects[0].name if len(subjects) == 1 else "-vs-".join(s.name for s in subjects)
-    return writable_folder(config.out or free_folder(Path("results") / name[:120]), "--out")
+    return try_folder(config.out or free_folder(Path("results") / name[:120]), "--out")
 
 
 def _report(measured: Records, folder: Path) -> None:

@@ -45,6 +45,15 @@ def writable_folder(path: Path, flag: str) -> Path:
     return path
 
 
+def try_folder(path: Path, flag: str) -> Path:
+    """Raise UserError naming `flag` if `path` can't be written to; a missing one stays so."""
+    missing = not path.exists()
+    writable_folder(path, flag)
+    if missing:
+        path.rmdir()
+    return path
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

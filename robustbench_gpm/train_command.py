@@ -22,7 +22,7 @@ from .datasets import (
     prepared,
 )
 from .fields import plain
-from .files import free_folder, writable_folder
+from .files import free_folder, try_folder
 from .flags import Parser, build, build_parser, parse, peek
 from .models import MODELS, ModelOptions, build_model
 from .objectives import PENALTIES, Penalised, Penalty
@@ -100,7 +100,7 @@ def _penalties(values: Mapping[str, Any]) -> tuple[Penalty, ...]:
 
 
 def _folder(config: TrainConfig, penalties: Sequence[Penalty]) -> Path:
-    """The checkpoint's folder, made and tried before long work."""
+    """The checkpoint's folder, tried before long work."""
     objective = "_".join(penalty.label for penalty in penalties) or "baseline"
     model = "".join(c if c.isalnum() or c in "._-" else "-" for c in config.model_name)
     name = model if model.startswith(config.data_name) else f"{config.data_name}_{model}"
@@ -115,7 +115,7 @@ def _folder(config: TrainConfig, penalties: Sequence[Penalty]) -> Path:
             f"a checkpoint is in {folder} already: go on with it by --resume, replace it by "
             "--overwrite, or choose another --out"
         )
-    return writable_folder(folder, "--out")
+    return try_folder(folder, "--out")
 
 
 def _splits(config: TrainConfig) -> tuple[Split, Split]:

@@ -137,6 +137,7 @@ class Trainer:
             finished=len(history) == self.plan.epochs,
             saved_at=checkpoint.now(),
         )
+        self.folder.mkdir(parents=True, exist_ok=True)
         if best == len(history) - 1:
             checkpoint.save_weights(self.model, self.folder / checkpoint.BEST)
         checkpoint.save_weights(self.model, self.folder / checkpoint.LAST)

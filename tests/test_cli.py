@@ -307,6 +307,7 @@ def test_bad_input_to_training_is_one_sentence(case: str, run: Run, tmp_path: Pa
     assert code == 2
     assert sentence in error
     assert error.startswith("main.py: ")
+    assert not list(tmp_path.glob("checkpoints/*"))  # a refused run leaves nothing behind
     assert "Traceback" not in out + error
 
 
