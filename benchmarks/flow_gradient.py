@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from pgd import machine
 
 from robustbench_gpm.checkpoint import CARD, Card, read_card
+from robustbench_gpm.core import pick_device
 from robustbench_gpm.records import Records, proportion, read, robust_accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,18 +87,6 @@ def table(measured: dict[str, Records]) -> list[str]:
     return lines
 
 
-def machine() -> str:
-    """What it ran on."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, {gpu}; "
-        f"torch {torch.__version__}, python {platform.python_version()}"
-    )
-
-
 def training_line(card: Card) -> str:
     """What a training cost, and where it ended."""
     seconds = sum(epoch.get("seconds", 0) for epoch in card.history)
@@ -138,7 +126,7 @@ def report(given: argparse.Namespace, measured: dict[int, dict[str, Records]]) -
         "which trains by `python main.py --config recipes/cifar10_vgg11_short.yaml --data_path DIR",
         "--fgr_lamb 0` (and `300`), evaluates both, and writes this page.",
         "",
-        f"Machine: {machine()}. Commit {commit}. Seeds: {seeds}"
+        f"Machine: {machine(pick_device('auto'))}. Commit {commit}. Seeds: {seeds}"
         + ("; one seed, so the spread over seeds is not known." if len(measured) == 1 else "."),
         "",
     ]

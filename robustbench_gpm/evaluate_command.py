@@ -56,8 +56,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
         _report(measured[-1], own)
     if len(subjects) > 1:
         draw_curves(measured, folder)
-    print(f"figure: {folder / 'curve.png'}")
     print(f"results: {folder}")
+    print(f"figure: {folder / 'curve.png'}")
 
 
 def _parser(prog: str) -> Parser:
