@@ -128,17 +128,15 @@ class Trainer:
 
     def _save(self, log: dict[str, float]) -> None:
         history = [*self.card.history, log]
-        accuracies = [entry["validation_accuracy"] for entry in history]
-        best = max(range(len(accuracies)), key=lambda i: (accuracies[i], i))  # of equals, the last
         self.card = replace(
             self.card,
             history=history,
-            best_epoch=best + 1,
+            best_epoch=_best_epoch(history),
             finished=len(history) == self.plan.epochs,
             saved_at=checkpoint.now(),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        if best == len(history) - 1:
+        if self.card.best_epoch == len(history):
             checkpoint.save_weights(self.model, self.folder / checkpoint.BEST)
         checkpoint.save_weights(self.model, self.folder / checkpoint.LAST)
         state = {
@@ -154,7 +152,8 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.card = replace(self.card, history=list(state["history"]))
+            history = list(state["history"])
+            self.card = replace(self.card, history=history, best_epoch=_best_epoch(history))
         except (KeyError, RuntimeError, ValueError):
             raise UserError(
                 f"{self.folder / checkpoint.RESUME} belongs to another model: "
@@ -177,6 +176,12 @@ def accuracy(
         labels, _ = task.predict(model, x.to(device))
         right += int((labels == y.to(device)).sum())
     return right / len(split)
+
+
+def _best_epoch(history: list[dict[str, float]]) -> int:
+    """The epoch, counted from 1, of the best validation accuracy; of equals, the last."""
+    accuracies = [entry["validation_accuracy"] for entry in history]
+    return 1 + max(range(len(accuracies)), key=lambda i: (accuracies[i], i))
 
 
 def _finite(name: str, value: Tensor, epoch: int, batch: int) -> float:

@@ -107,7 +107,10 @@ def test_a_killed_training_resumes_to_the_same_weights(trained: Path, tmp_path: 
     process.wait()
     assert cli.train([*QUICK, "--out", str(folder), "--resume"]) == 0
     assert same(weights(folder), weights(trained / "baseline"))
-    assert len(json.loads(card.read_text())["history"]) == 4
+    finished = json.loads(card.read_text())
+    assert len(finished["history"]) == 4
+    assert cli.train([*QUICK, "--out", str(folder), "--resume"]) == 0  # nothing is left to do
+    assert json.loads(card.read_text()) == finished
 
 
 def test_an_interrupted_training_keeps_its_epochs_and_exits_130(
