@@ -113,13 +113,13 @@ def report(given: argparse.Namespace, measured: dict[int, dict[str, Records]]) -
         "VGG-11 with batch norm, trained without (`baseline`) and with the flow-gradient penalty",
         "(`flow_gradient`, `--fgr_lamb 300`), both under the same short recipe.",
         f"{given.note}".strip(),
-        "Accuracy in per cent with Wilson's 95% interval, on the first",
-        f"{given.limit} images of a fixed shuffle of the test split; a sample counts as robust",
-        "at a budget only if no smaller one fooled it. `fgr` is the paper's attack, 0.155 pixels",
-        "its budget in the paper (0.01 in [-1,1] coordinates).",
+        f"Accuracy in per cent with Wilson's 95% interval, on the first {given.limit} images of a",
+        "fixed shuffle of the test split. A sample counts as robust at a budget only if no smaller",
+        "one fooled it. `fgr` is the paper's attack, and 0.155 pixels its budget in the paper (0.01",
+        "in [-1,1] coordinates).",
         "",
         "```",
-        "python benchmarks/flow_gradient.py --data_path DIR --seeds "
+        f"python benchmarks/flow_gradient.py --data_path DIR --limit {given.limit} --seeds "
         + " ".join(str(seed) for seed in measured),
         "```",
         "",
