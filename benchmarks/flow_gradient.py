@@ -115,8 +115,8 @@ def report(given: argparse.Namespace, measured: dict[int, dict[str, Records]]) -
         f"{given.note}".strip(),
         f"Accuracy in per cent with Wilson's 95% interval, on the first {given.limit} images of a",
         "fixed shuffle of the test split. A sample counts as robust at a budget only if no smaller",
-        "one fooled it. `fgr` is the paper's attack, and 0.155 pixels its budget in the paper (0.01",
-        "in [-1,1] coordinates).",
+        "one fooled it. `fgr` is the paper's attack, and 0.155 pixels its budget in the paper",
+        "(0.01 in [-1,1] coordinates).",
         "",
         "```",
         f"python benchmarks/flow_gradient.py --data_path DIR --limit {given.limit} --seeds "
