@@ -264,20 +264,27 @@ def test_the_papers_four_commands(run: Run, tmp_path: Path) -> None:
         assert f"checkpoints/cifar10_vgg11_{name}" in out
 
 
-def test_the_doors_are_scripts_and_a_console_command() -> None:
-    """The default evaluation, with no flag but the size, in a checkout as it is."""
-    door = [sys.executable, str(ROOT / "evaluate.py"), "--attack", "fgsm", "--limit", "20"]
-    with_out = [*door, "--out", os.devnull]
-    refused = subprocess.run(with_out, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1
-    assert "checkpoint: checkpoints/" in refused.stdout
+def test_the_doors_are_scripts_and_a_console_command(tmp_path: Path) -> None:
+    """In a checkout as it is, evaluate.py attacks a checkpoint that came with it."""
+    door = [sys.executable, str(ROOT / "evaluate.py"), "--attack", "stadv", "--limit", "20"]
+    done = subprocess.run(
+        [*door, "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "checkpoint: checkpoints/" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"figure: {tmp_path / 'out/curve.png'}"
+    assert (tmp_path / "out/summary.json").exists()
     console = Path(sys.executable).parent / "robustbench-gpm"
     helped = subprocess.run(
-        [console, "evaluate", "--help"], capture_output=True, text=True, check=False
+        [console, "evaluate", "--help"], capture_output=True, text=True, check=True
     )
-    assert helped.returncode == 0
     assert "--budgets" in helped.stdout
+    refused = subprocess.run([console, "attack"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == "robustbench-gpm: unknown command 'attack': use train or evaluate\n"
 
 
 TRAIN_ERRORS = {
