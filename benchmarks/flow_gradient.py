@@ -14,6 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from pgd import machine
@@ -112,7 +113,7 @@ def report(given: argparse.Namespace, measured: dict[int, dict[str, Records]]) -
         "",
         "VGG-11 with batch norm, trained without (`baseline`) and with the flow-gradient penalty",
         "(`flow_gradient`, `--fgr_lamb 300`), both under the same short recipe.",
-        f"{given.note}".strip(),
+        *textwrap.wrap(given.note, 100),
         f"Accuracy in per cent with Wilson's 95% interval, on the first {given.limit} images of a",
         "fixed shuffle of the test split. A sample counts as robust at a budget only if no smaller",
         "one fooled it. `fgr` is the paper's attack, and 0.155 pixels its budget in the paper",

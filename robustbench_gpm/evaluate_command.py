@@ -166,7 +166,7 @@ def _bare_model(config: EvaluateConfig, name: str) -> Subject:
     model = build_model(name, options)
     if config.weights is not None:
         load_weights(model, config.weights, classes=options.classes)
-    facts = {"model": name, "weights": str(config.weights)}
+    facts = {"model": name}
     label = "".join(c if c.isalnum() or c in "._-" else "-" for c in name.rpartition("/")[2])
     return Subject(
         label,
