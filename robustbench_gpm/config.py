@@ -68,7 +68,7 @@ class EvaluateConfig:
     """Flags of `evaluate.py`."""
 
     attack: tuple[str, ...] = flag(("pgd", "stadv"), f"attacks: {', '.join(ATTACKS)}")
-    budgets: tuple[str, ...] = flag(
+    budgets: tuple[str | float, ...] = flag(
         (),
         "budgets, such as 2/255 8/255 (flows in pixels), for every attack, or for one as "
         "pgd=2/255,8/255; by default each attack's own range",

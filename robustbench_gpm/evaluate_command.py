@@ -29,7 +29,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Evaluate as `arguments` ask, and print where the results are."""
     values = parse(_parser(prog), arguments)
     config = build(EvaluateConfig, values)
-    plans = [_plan(name, config.budgets) for name in dict.fromkeys(config.attack)]
+    budgets = [str(budget) for budget in config.budgets]  # a YAML file may hold plain numbers
+    plans = [_plan(name, budgets) for name in dict.fromkeys(config.attack)]
     if not plans:
         raise UserError(f"--attack needs at least one of {', '.join(ATTACKS)}")
     device = pick_device(config.device)

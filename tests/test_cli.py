@@ -199,6 +199,16 @@ def test_several_checkpoints_share_one_figure(run: Run, trained: Path, tmp_path:
     assert (folder / "fgr/records.parquet").exists()
 
 
+def test_an_evaluation_may_be_asked_for_in_a_file(run: Run, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.yaml").write_text("attack: [fgsm]\nbudgets: [8/255, 0.1]\nlimit: 20\n")
+    code, _, error = run(
+        *("evaluate", "--config", "asked.yaml", "--checkpoint", trained / "fgr", "--out", "asked")
+    )
+    assert code == 0, error
+    summary = json.loads((tmp_path / "asked/summary.json").read_text())
+    assert summary["curves"]["fgsm"]["budgets"] == pytest.approx([8 / 255, 0.1])
+
+
 def test_the_newest_fitting_checkpoint_is_taken_and_named(run: Run, trained: Path) -> None:
     common = ["--checkpoints_dir", trained, "--attack", "fgsm", "--limit", 20, "--budgets", "0.1"]
     assert f"checkpoint: {trained / 'fgr'}" in run("evaluate", *common)[1]
