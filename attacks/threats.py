@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Table
+from ..deformation import max_displacement
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,6 @@ def _l2(perturbation: Tensor) -> Tensor:
 
 LINF = Threat("linf", "image units", tuple(n / 255 for n in (1, 2, 4, 8, 16, 32)), 1.0, _linf)
 L2 = Threat("l2", "image units", (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), float("inf"), _l2)
-FLOW = Threat("flow", "pixels", (0.05, 0.1, 0.2, 0.4, 0.8, 1.6), float("inf"), _linf)
+FLOW = Threat("flow", "pixels", (0.05, 0.1, 0.2, 0.4, 0.8, 1.6), float("inf"), max_displacement)
 
 THREATS: Table[Threat] = Table("threat model", {t.name: t for t in (LINF, L2, FLOW)})

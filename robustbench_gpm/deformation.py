@@ -1,7 +1,7 @@
 """Deformations: flows in pixels, and a bilinear warp that is differentiable twice.
 
-A flow (B,2,H,W) moves the place each output pixel is read from: `flow[:, 0]` to the right, `flow[:,
-1]` downwards, both in pixels, so that a flow means the same at every image size.
+A flow (B,2,H,W) moves the place each output pixel is read from: `flow[:, 0]` to the right,
+`flow[:, 1]` downwards, both in pixels, so that a flow means the same at every image size.
 
 Bilinear interpolation has a kink at every pixel centre. There, and only there, the warp's
 derivative with respect to the flow is the mean of its two one-sided derivatives, which is the

@@ -16,13 +16,15 @@ from .core import UserError, pick_device, seed_everything
 from .datasets import AUGMENTATIONS, DATASETS, LoadOptions, Split, load_split, prepared
 from .evaluator import AttackPlan, Evaluator, Subject
 from .fields import plain
-from .files import free_folder, try_folder
+from .files import free_folder, safe_name, try_folder
 from .flags import Parser, build, build_parser, parse
-from .models import ModelOptions, build_model, load_weights
+from .models import ModelOptions, build_model, check_name, load_weights
 from .objectives import PENALTIES
 from .records import Records
 from .report import draw_curves, draw_examples
 from .tasks import TASKS
+
+RESULTS = Path("results")
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -35,8 +37,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         raise UserError(f"--attack needs at least one of {', '.join(ATTACKS)}")
     device = pick_device(config.device)
     seed_everything(config.seed)
-    if config.out is not None:
-        try_folder(config.out, "--out")
+    try_folder(config.out or RESULTS, "--out")
     subjects = _subjects(config, values)
     folder = _folder(config, subjects)
     measured = []
@@ -86,6 +87,8 @@ def _plan(name: str, budgets: Sequence[str]) -> AttackPlan:
         if owner in ("", name):
             asked += listed.split(",")
     chosen = {_budget(text, attack) for text in asked} or set(attack.threat.default_budgets)
+    if len({records.FOOLED.format(name, budget) for budget in chosen}) < len(chosen):
+        raise UserError("--budgets must differ in their first six digits: leave out one of a pair")
     return AttackPlan(name, attack, tuple(sorted(chosen)))
 
 
@@ -153,6 +156,7 @@ def _from_checkpoint(path: Path, config: EvaluateConfig) -> Subject:
 
 def _bare_model(config: EvaluateConfig, name: str) -> Subject:
     """A model without a checkpoint card, on the data set that --data_name names."""
+    check_name(name)
     data_name = config.data_name or ""
     split = _split(config, data_name, {})
     channels = split.images.shape[1]
@@ -168,7 +172,7 @@ def _bare_model(config: EvaluateConfig, name: str) -> Subject:
     if config.weights is not None:
         load_weights(model, config.weights, classes=options.classes)
     facts = {"model": name}
-    label = "".join(c if c.isalnum() or c in "._-" else "-" for c in name.rpartition("/")[2])
+    label = safe_name(name.rpartition("/")[2])
     return Subject(
         label,
         model.eval(),
@@ -227,7 +231,7 @@ def _provenance(
 
 def _folder(config: EvaluateConfig, subjects: Sequence[Subject]) -> Path:
     name = subjects[0].name if len(subjects) == 1 else "-vs-".join(s.name for s in subjects)
-    return try_folder(config.out or free_folder(Path("results") / name[:120]), "--out")
+    return config.out or free_folder(RESULTS / name[:120])
 
 
 def _report(measured: Records, folder: Path) -> None:

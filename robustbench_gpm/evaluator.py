@@ -128,8 +128,11 @@ class Evaluator:
 
     def _judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The verdict that counts: classes and confidences by the model itself."""
-        with frozen(self.model):
-            return self.subject.task.predict(self.model, x)
+        return self._predict(self.model, x)
+
+    def _predict(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        with frozen(model):
+            return self.subject.task.predict(model, x)
 
     def _clean(self) -> tuple[Tensor, Tensor]:
         """Clean predictions and confidences. Raises UserError if they aren't finite."""
@@ -226,7 +229,7 @@ class Evaluator:
         doubtful = torch.zeros_like(label, dtype=torch.bool)
         standing = label == y
         if bool(standing.any()):
-            claimed, _ = self.subject.task.predict(self.search, adversarial[standing])
+            claimed, _ = self._predict(self.search, adversarial[standing])
             samples.select(standing).book(forwards=1)
             doubtful[standing] = claimed != y[standing]
         return doubtful

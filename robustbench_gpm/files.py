@@ -54,6 +54,11 @@ def try_folder(path: Path, flag: str) -> Path:
     return path
 
 
+def safe_name(text: str) -> str:
+    """`text` as a part of a file's name: what could mean something to a shell becomes a dash."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

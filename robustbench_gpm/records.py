@@ -29,6 +29,7 @@ from .files import atomically, writable_folder, write_text
 
 SCHEMA = 1
 RECORDS, EXAMPLES, SUMMARY = "records.parquet", "examples.parquet", "summary.json"
+FOOLED = "{}/fooled/{:.6g}"  # a column, by attack and budget; six digits tell budgets apart
 HASHES = ("weights_hash", "data_hash", "configuration_hash")
 _KEY = b"robustbench_gpm"
 _SAMPLE = ("index", "label", "clean_prediction", "clean_confidence")
@@ -225,7 +226,7 @@ def _sample_table(records: Records) -> pa.Table:
     columns = [(name, pa.array(getattr(records, name))) for name in _SAMPLE]
     for attack in records.attacks:
         for budget, fooled in zip(attack.budgets, attack.fooled(), strict=True):
-            columns.append((f"{attack.name}/fooled/{budget:.6g}", pa.array(fooled)))
+            columns.append((FOOLED.format(attack.name, budget), pa.array(fooled)))
         smallest = pa.array(attack.smallest_budget, from_pandas=True)  # nan becomes null
         columns.append((f"{attack.name}/smallest_budget", smallest))
         columns.append((f"{attack.name}/broken_by", pa.array(attack.broken_by, pa.string())))

@@ -22,9 +22,9 @@ from .datasets import (
     prepared,
 )
 from .fields import plain
-from .files import free_folder, try_folder
+from .files import free_folder, safe_name, try_folder
 from .flags import Parser, build, build_parser, parse, peek
-from .models import MODELS, ModelOptions, build_model
+from .models import ModelOptions, build_model, check_name
 from .objectives import PENALTIES, Penalised, Penalty
 from .tasks import TASKS
 from .trainer import Plan, Trainer
@@ -38,7 +38,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     spec = DATASETS[peek(arguments, "data_name", "digits")]
     values = parse(_parser(spec, prog), arguments)
     config = build(TrainConfig, values)
-    _check_names(config)
+    AUGMENTATIONS[config.augment]  # names are looked up before anything is loaded
+    check_name(config.model_name)
     penalties = _penalties(values)
     device = pick_device(config.device)
     folder = _folder(config, penalties)
@@ -87,13 +88,6 @@ def _parser(spec: DataSpec, prog: str) -> Parser:
     )
 
 
-def _check_names(config: TrainConfig) -> None:
-    """Raise UserError for a name that is in no table, before anything is loaded."""
-    AUGMENTATIONS[config.augment]
-    if ":" not in config.model_name:  # the other forms are looked up when the model is built
-        MODELS[config.model_name]
-
-
 def _penalties(values: Mapping[str, Any]) -> tuple[Penalty, ...]:
     built = [build(penalty, values) for penalty in PENALTIES.values()]
     return tuple(penalty for penalty in built if penalty.weight > 0)
@@ -102,7 +96,7 @@ def _penalties(values: Mapping[str, Any]) -> tuple[Penalty, ...]:
 def _folder(config: TrainConfig, penalties: Sequence[Penalty]) -> Path:
     """The checkpoint's folder, tried before long work."""
     objective = "_".join(penalty.label for penalty in penalties) or "baseline"
-    model = "".join(c if c.isalnum() or c in "._-" else "-" for c in config.model_name)
+    model = safe_name(config.model_name)
     name = model if model.startswith(config.data_name) else f"{config.data_name}_{model}"
     folder = config.out or free_folder(
         config.checkpoints_dir / f"{name}_{objective}", latest=config.resume or config.overwrite

@@ -345,6 +345,8 @@ EVALUATE_ERRORS = {
     "bad budget": (["--budgets", "eight"], "--budgets eight is not a number"),
     "grey levels": (["--attack", "pgd", "--budgets", "8"], "--budgets 8 must be above 0"),
     "negative budget": (["--attack", "pgd", "--budgets", "pgd=-1/255"], "must be above 0"),
+    "twin budgets": (["--attack", "pgd", "--budgets", "8/255", "0.0313725"], "first six digits"),
+    "model function": (["--model", "net.py", "--data_name", "digits"], "names no function"),
     "foreign budget": (["--budgets", "fgsmm=0.1"], "'fgsmm' is none of"),
     "missing checkpoint": (["--checkpoint", "nowhere"], "there is no checkpoint at nowhere"),
     "limit": (["--limit", "0"], "--limit must be above 0, not 0"),

@@ -36,6 +36,14 @@ MODELS: Table[Callable[[ModelOptions], nn.Module]] = Table(
 )
 
 
+def check_name(name: str) -> None:
+    """Raise UserError for what can be no model's name; nothing is built or looked for."""
+    if name.endswith(".py"):
+        raise UserError(f"'{name}' names no function: ask for '{name}:<function>'")
+    if ":" not in name:
+        MODELS[name]
+
+
 def build_model(name: str, options: ModelOptions) -> nn.Module:
     """A model on images (B,C,H,W) in [0,1] that gives logits (B, classes).
 
@@ -44,6 +52,7 @@ def build_model(name: str, options: ModelOptions) -> nn.Module:
     a user's function makes is left bare where these change nothing. Raises UserError, one sentence,
     for whatever cannot be found, built, or fitted to `options`.
     """
+    check_name(name)
     source, _, rest = name.partition(":")
     path, _, factory = name.rpartition(":")
     if source == "timm":
@@ -54,8 +63,6 @@ def build_model(name: str, options: ModelOptions) -> nn.Module:
         model = _checked(onnx_network(Path(rest)), options)
         check_batches(model, options, Path(rest))
         return model
-    if name.endswith(".py"):
-        raise UserError(f"'{name}' names no function: ask for '{name}:<function>'")
     if options.pretrained:
         raise UserError(f"there are no published weights for '{name}': load your own instead")
     if path.endswith(".py"):
@@ -70,4 +77,12 @@ def _checked(network: nn.Module, options: ModelOptions, *, bare: bool = False) -
     return model
 
 
-__all__ = ["MODELS", "ModelOptions", "Normalised", "build_model", "check_output", "load_weights"]
+__all__ = [
+    "MODELS",
+    "ModelOptions",
+    "Normalised",
+    "build_model",
+    "check_name",
+    "check_output",
+    "load_weights",
+]
