@@ -60,7 +60,7 @@ class Attack(ABC):
         for images outside [0,1] and for a budget below 0.
         """
         loss, samples = self._prepare(x, budget, loss, samples)
-        with _attacking(model):
+        with attacking(model):
             return self.perturb(model, x.detach(), y, budget, loss, samples).detach()
 
     @abstractmethod
@@ -115,7 +115,7 @@ class FlowAttack(Attack):
     ) -> Tensor:
         """The flow (B,2,H,W), in pixels, that the attack finds; the arguments are `__call__`'s."""
         loss, samples = self._prepare(x, budget, loss, samples)
-        with _attacking(model):
+        with attacking(model):
             return self.deform(model, x.detach(), y, budget, loss, samples).detach()
 
     def perturb(
@@ -136,7 +136,7 @@ class FlowAttack(Attack):
 
 
 @contextmanager
-def _attacking(model: nn.Module) -> Iterator[None]:
+def attacking(model: nn.Module) -> Iterator[None]:
     """The model frozen and gradients on, even where the caller has switched them off."""
     with frozen(model), torch.enable_grad():
         yield

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..core import Loss, Samples
 from .ascent import ascend
 from .base import Attack
-from .pgd import as_given, project, steepest
+from .geometry import project, steepest
+from .pgd import as_given
 from .threats import THREATS, Threat
 
 

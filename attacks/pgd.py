@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
 from .ascent import ascend, in_turn
 from .base import Attack
+from .geometry import project, random_point, steepest
 from .threats import THREATS, Threat
 
 
@@ -66,41 +66,3 @@ class PGD(Attack):
 def as_given(_: Tensor, adversarial: Tensor) -> Tensor:
     """The perturbed images are themselves the parameter."""
     return adversarial
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def steepest(gradient: Tensor, norm: str) -> Tensor:
-    """The direction of steepest ascent of size 1 in the norm; zero where the gradient is zero."""
-    if norm == "linf":
-        return gradient.sign()
-    # Scaled by the largest entry first: the squares of a confident model's gradient may underflow.
-    tiny = torch.finfo(gradient.dtype).tiny
-    largest = gradient.abs().flatten(1).amax(1).clamp_min(tiny)
-    scaled = gradient / _per_sample(largest, gradient)
-    return scaled / _per_sample(THREATS[norm].size(scaled).clamp_min(1e-15), gradient)
-
-
-def project(x: Tensor, adversarial: Tensor, budget: float, norm: str) -> Tensor:
-    """The nearest point of the ball of radius `budget` about x, then of [0,1]."""
-    delta = adversarial - x
-    if norm == "linf":
-        delta = delta.clamp(-budget, budget)
-    else:
-        size = THREATS[norm].size(delta)
-        delta = delta * _per_sample((budget / size.clamp_min(1e-30)).clamp_max(1), delta)
-    return (x + delta).clamp(0, 1)
-
-
-def random_point(x: Tensor, budget: float, norm: str, samples: Samples) -> Tensor:
-    """A random perturbation inside the ball of radius `budget`.
-
-    Uniform in the linf ball; in the l2 ball of uniform direction and uniform length: points uniform
-    in the ball all lie at its surface in many dimensions, from where fewer samples are fooled.
-    """
-    if norm == "linf":
-        return budget * samples.uniform(x)
-    length = (samples.uniform(x[:, :1, :1, :1]) + 1) / 2  # uniform in [0,1)
-    return budget * length * steepest(samples.normal(x), norm)

@@ -16,8 +16,9 @@ from ..deformation import max_displacement
 class Threat:
     """A way to measure a perturbation.
 
-    `size` gives (B,) sizes of perturbations (B,...): of the difference of two images for linf and
-    l2, of the flow for flow.
+    `size` gives (B,) sizes of perturbations (B,...): of the difference of two images for linf, l2,
+    l1 and l0 (which counts changed values, each channel of a pixel for itself), of the flow for
+    flow.
     """
 
     name: str
@@ -42,8 +43,18 @@ def _l2(perturbation: Tensor) -> Tensor:
     return size
 
 
+def _l1(perturbation: Tensor) -> Tensor:
+    return perturbation.abs().flatten(1).sum(1)
+
+
+def _l0(perturbation: Tensor) -> Tensor:
+    return (perturbation != 0).flatten(1).sum(1).to(perturbation.dtype)
+
+
 LINF = Threat("linf", "image units", tuple(n / 255 for n in (1, 2, 4, 8, 16, 32)), 1.0, _linf)
 L2 = Threat("l2", "image units", (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), float("inf"), _l2)
+L1 = Threat("l1", "image units", (1.5, 3.0, 6.0, 12.0, 24.0, 48.0), float("inf"), _l1)
+L0 = Threat("l0", "values", (1.0, 2.0, 5.0, 10.0, 20.0, 50.0), float("inf"), _l0)
 FLOW = Threat("flow", "pixels", (0.05, 0.1, 0.2, 0.4, 0.8, 1.6), float("inf"), max_displacement)
 
-THREATS: Table[Threat] = Table("threat model", {t.name: t for t in (LINF, L2, FLOW)})
+THREATS: Table[Threat] = Table("threat model", {t.name: t for t in (LINF, L2, L1, L0, FLOW)})

@@ -74,6 +74,7 @@ class Samples:
         self._streams: list[np.random.Generator] | None = None
         self._book = torch.zeros(2, len(self.index), dtype=torch.int64)
         self._rows = torch.arange(len(self.index))
+        self._credit: list[str | None] = [None] * len(self.index)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -93,6 +94,16 @@ class Samples:
         self._book[0, self._rows] += forwards
         self._book[1, self._rows] += backwards
 
+    @property
+    def broken_by(self) -> list[str | None]:
+        """Which part of an attack of several fooled each sample, where it said so."""
+        return [self._credit[int(row)] for row in self._rows]
+
+    def credit(self, name: str) -> None:
+        """Say that the part of that name fooled every sample of this batch."""
+        for row in self._rows.tolist():
+            self._credit[row] = name
+
     def select(self, chosen: Tensor) -> Samples:
         """The samples that `chosen` (a mask or positions) picks, on the same streams and book."""
         part = object.__new__(Samples)
@@ -101,6 +112,7 @@ class Samples:
         streams = self._started()
         part._streams = [streams[int(i)] for i in positions]
         part._book, part._rows = self._book, self._rows[positions]
+        part._credit = self._credit
         return part
 
     def uniform(self, like: Tensor) -> Tensor:

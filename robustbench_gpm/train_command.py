@@ -25,7 +25,14 @@ from .fields import plain
 from .files import free_folder, safe_name, try_folder
 from .flags import Parser, build, build_parser, parse, peek
 from .models import ModelOptions, build_model, check_name
-from .objectives import PENALTIES, Penalised, Penalty
+from .objectives import (
+    PENALTIES,
+    AdversarialOptions,
+    AdversarialTraining,
+    Objective,
+    Penalised,
+    Penalty,
+)
 from .tasks import TASKS
 from .trainer import Plan, Trainer
 
@@ -40,9 +47,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
     config = build(TrainConfig, values)
     AUGMENTATIONS[config.augment]  # names are looked up before anything is loaded
     check_name(config.model_name)
-    penalties = _penalties(values)
+    penalties, adversarial = _penalties(values), build(AdversarialOptions, values)
+    objective = _objective(penalties, adversarial)
     device = pick_device(config.device)
-    folder = _folder(config, penalties)
+    folder = _folder(config, penalties, adversarial)
     seed_everything(config.seed)
     train, validation = _splits(config)
     options = _model_options(config, spec, train)
@@ -52,13 +60,13 @@ def run(arguments: Sequence[str], prog: str) -> None:
         task=spec.task,
         data_name=config.data_name,
         classes=train.classes,
-        objective=repr(Penalised(penalties)),
+        objective=repr(objective),
         configuration=plain(values),
         versions=checkpoint.versions(),
     )
     trainer = Trainer(
         build_model(config.model_name, options),
-        Penalised(penalties),
+        objective,
         TASKS[spec.task](),
         _plan(config),
         device,
@@ -83,7 +91,7 @@ def _parser(spec: DataSpec, prog: str) -> Parser:
     return build_parser(
         prog,
         "Train a model with any combination of gradient penalties; without one, a baseline.",
-        [TrainConfig, *PENALTIES.values()],
+        [TrainConfig, AdversarialOptions, *PENALTIES.values()],
         defaults,
     )
 
@@ -93,9 +101,19 @@ def _penalties(values: Mapping[str, Any]) -> tuple[Penalty, ...]:
     return tuple(penalty for penalty in built if penalty.weight > 0)
 
 
-def _folder(config: TrainConfig, penalties: Sequence[Penalty]) -> Path:
+def _objective(penalties: tuple[Penalty, ...], adversarial: AdversarialOptions) -> Objective:
+    inner = Penalised(penalties)
+    if adversarial.adversarial is None:
+        return inner
+    return AdversarialTraining(adversarial.attack(), adversarial.adversarial_budget, inner)
+
+
+def _folder(
+    config: TrainConfig, penalties: Sequence[Penalty], adversarial: AdversarialOptions
+) -> Path:
     """The checkpoint's folder, tried before long work."""
-    objective = "_".join(penalty.label for penalty in penalties) or "baseline"
+    names = [f"at-{adversarial.adversarial}"] if adversarial.adversarial else []
+    objective = "_".join([*names, *(penalty.label for penalty in penalties)]) or "baseline"
     model = safe_name(config.model_name)
     name = model if model.startswith(config.data_name) else f"{config.data_name}_{model}"
     folder = config.out or free_folder(

@@ -13,7 +13,8 @@ from robustbench_gpm.attacks import ATTACKS
 from robustbench_gpm.attacks.ascent import in_turn
 from robustbench_gpm.attacks.fgsm import FGSM
 from robustbench_gpm.attacks.flow import FlowPGD
-from robustbench_gpm.attacks.pgd import PGD, as_given, project, random_point, steepest
+from robustbench_gpm.attacks.geometry import project, random_point, steepest
+from robustbench_gpm.attacks.pgd import PGD, as_given
 from robustbench_gpm.attacks.smoothness import Neighbours, smoothness
 from robustbench_gpm.attacks.stadv import StAdv
 from robustbench_gpm.attacks.stadv_lbfgs import StAdvLBFGS

@@ -33,7 +33,9 @@ def test_every_model_gives_a_logit_a_class(name):
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "size"), [("vgg11", 48), ("resnet18", 20), ("digits_cnn", 11)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("vgg11", 48), ("resnet18", 20), ("resnet8", 8), ("digits_cnn", 11)]
+)
 def test_other_image_sizes_work(name, size):
     model = build_model(name, options_of(name, size)).eval()
     assert model(torch.rand(2, 3, size, size)).shape == (2, 7)
@@ -184,7 +186,7 @@ def test_too_small_images_are_refused(name):
 
 def test_an_unknown_model_is_answered_with_a_close_one_and_the_other_forms():
     with pytest.raises(UserError, match=r"did you mean 'resnet18'\?.*timm:<name>.*onnx:<file>"):
-        build_model("resnet81", RGB)
+        build_model("resnet18x", RGB)
 
 
 def test_own_models_have_no_published_weights():

@@ -14,7 +14,7 @@ from .external import timm_network, torchvision_network
 from .normalise import Normalised
 from .onnx_graph import check_batches, onnx_network
 from .options import ModelOptions
-from .resnet import preact_resnet18, resnet18, wide_resnet
+from .resnet import preact_resnet18, resnet8, resnet18, wide_resnet
 from .small import digits_cnn
 from .user_file import user_network
 from .vgg import vgg
@@ -27,6 +27,7 @@ MODELS: Table[Callable[[ModelOptions], nn.Module]] = Table(
         "vgg13": partial(vgg, 13),
         "vgg16": partial(vgg, 16),
         "vgg19": partial(vgg, 19),
+        "resnet8": resnet8,
         "resnet18": resnet18,
         "preact_resnet18": preact_resnet18,
         "wrn28_10": partial(wide_resnet, 28, 10),

@@ -80,6 +80,17 @@ def resnet18(options: ModelOptions) -> nn.Module:
     return initialised(nn.Sequential(*stem, *body, *_head(last, options.classes)))
 
 
+def resnet8(options: ModelOptions) -> nn.Module:
+    """Eight layers: a 3x3 stem of stride 2, then one block of each width 32, 64 and 128.
+
+    Small enough to train and attack on a processor. Images (B,C,H,W) to logits (B, classes).
+    """
+    widths = (32, 64, 128)
+    stem = [conv3x3(options.channels, widths[0], 2), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+    body = stages(BasicBlock, widths[0], widths, 1)
+    return initialised(nn.Sequential(*stem, *body, *_head(widths[-1], options.classes)))
+
+
 def preact_resnet18(options: ModelOptions) -> nn.Module:
     """ResNet-18 with pre-activation (arXiv 1603.05027), closed by a last norm and ReLU as there.
 

@@ -1,6 +1,7 @@
 """The objectives by name, and how they are put together."""
 
 from ..core import Table
+from .adversarial import AdversarialOptions, AdversarialTraining
 from .base import Objective, Penalty
 from .flow_gradient import FlowGradient
 from .gpm import GPM
@@ -11,4 +12,14 @@ PENALTIES: Table[type[Penalty]] = Table(
     "penalty", {p.tag: p for p in (FlowGradient, InputGradient, GPM)}
 )
 
-__all__ = ["GPM", "PENALTIES", "FlowGradient", "InputGradient", "Objective", "Penalised", "Penalty"]
+__all__ = [
+    "GPM",
+    "PENALTIES",
+    "AdversarialOptions",
+    "AdversarialTraining",
+    "FlowGradient",
+    "InputGradient",
+    "Objective",
+    "Penalised",
+    "Penalty",
+]
