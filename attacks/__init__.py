@@ -1,13 +1,32 @@
 """The attacks by name. Installed and imported as `robustbench_gpm.attacks`."""
 
+from typing import get_args
+
 from ..core import Table
+from .apgd import APGD, TargetedAPGD
+from .autoattack import VERSIONS, Norm
 from .base import Attack, FlowAttack
+from .carlini_wagner import CarliniWagner
+from .ddn import DDN
+from .deepfool import DeepFool
+from .fab import FAB, TargetedFAB
 from .fgsm import FGSM
 from .flow import FlowPGD
+from .fmn import FMN
+from .minimum_norm import MinimumNormAttack
 from .pgd import PGD
+from .square import Square
 from .stadv import StAdv
 from .stadv_lbfgs import StAdvLBFGS
 from .threats import Threat
+
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+
+def _suffix(norm: str) -> str:
+    """What stands behind a name for a norm other than linf: pgd, pgd-l2."""
+    return "" if norm == "linf" else f"-{norm}"
+
 
 ATTACKS: Table[Attack] = Table(
     "attack",
@@ -16,11 +35,24 @@ ATTACKS: Table[Attack] = Table(
         "fgsm-l2": FGSM(norm="l2"),
         "pgd": PGD(),
         "pgd-l2": PGD(norm="l2"),
+        **{f"apgd{_suffix(n)}": APGD(n) for n in NORMS},
+        **{f"apgd-dlr{_suffix(n)}": APGD(n, loss="dlr") for n in NORMS},
+        **{f"apgd-t{_suffix(n)}": TargetedAPGD(n) for n in NORMS},
+        **{f"fab{_suffix(n)}": FAB(n) for n in NORMS},
+        **{f"fab-t{_suffix(n)}": TargetedFAB(n) for n in NORMS},
+        **{f"square{_suffix(n)}": Square(n) for n in NORMS},
+        **{f"{name}{_suffix(n)}": make(n) for name, make in VERSIONS.items() for n in NORMS},
+        "deepfool": DeepFool("linf"),
+        "deepfool-l2": DeepFool("l2"),
+        **{f"fmn{_suffix(n)}": FMN(n) for n in (*NORMS, "l0")},
+        "ddn-l2": DDN(),
+        "cw-l2": CarliniWagner(),
         "flow-pgd": FlowPGD(),
         "fgr": FlowPGD(steps=100, step_size=1 / 100),
         "stadv": StAdv(),
         "stadv-lbfgs": StAdvLBFGS(),
     },
+    also="torchattacks:<class>, foolbox:<class>",
 )
 
-__all__ = ["ATTACKS", "Attack", "FlowAttack", "Threat"]
+__all__ = ["ATTACKS", "Attack", "FlowAttack", "MinimumNormAttack", "Threat"]

@@ -84,6 +84,11 @@ class Attack(ABC):
         return loss or LOSSES[self.loss_name], samples or Samples(range(len(x)))
 
     @property
+    def scout(self) -> Attack | None:
+        """A cheap attack worth a try before this one, where there is one: see sweep.py."""
+        return None
+
+    @property
     def unbounded(self) -> bool:
         """Whether a budget of infinity has a meaning."""
         return False

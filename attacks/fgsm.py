@@ -8,10 +8,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
-from .ascent import ascend
+from .ascent import as_given, ascend
 from .base import Attack
 from .geometry import project, steepest
-from .pgd import as_given
 from .threats import THREATS, Threat
 
 

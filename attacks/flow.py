@@ -5,7 +5,7 @@ The multi-step attack of the flow-gradient paper (Xia & Li, Neurocomputing 2021,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import Loss, Samples
 from ..deformation import identity_flow
 from .ascent import ascend, in_turn
-from .base import FlowAttack
+from .base import Attack, FlowAttack
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class FlowPGD(FlowAttack):
     random_start: bool = False
     restarts: int = 1
     early_stop: bool = True
+
+    @property
+    def scout(self) -> Attack:
+        return replace(self, steps=1, step_size=1.0, random_start=False, restarts=1)
 
     def deform(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples

@@ -86,4 +86,6 @@ def _largest(delta: Tensor, limit: Tensor) -> Tensor:
     order = flat.abs().argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
-    return torch.where((rank < limit.flatten(1)).view_as(delta), delta, torch.zeros_like(delta))
+    return torch.where(
+        (rank < limit.flatten(1).floor()).view_as(delta), delta, torch.zeros_like(delta)
+    )

@@ -9,8 +9,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
-from .ascent import ascend, in_turn
+from .ascent import as_given, ascend, in_turn
 from .base import Attack
+from .fgsm import FGSM
 from .geometry import project, random_point, steepest
 from .threats import THREATS, Threat
 
@@ -33,6 +34,10 @@ class PGD(Attack):
     @property
     def threat(self) -> Threat:
         return THREATS[self.norm]
+
+    @property
+    def scout(self) -> Attack:
+        return FGSM(self.norm)
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
@@ -61,8 +66,3 @@ class PGD(Attack):
 
         searches = [partial(search, self.random_start or n > 0) for n in range(self.restarts)]
         return in_turn(searches, model, x, y, x, loss, samples, render=as_given)
-
-
-def as_given(_: Tensor, adversarial: Tensor) -> Tensor:
-    """The perturbed images are themselves the parameter."""
-    return adversarial

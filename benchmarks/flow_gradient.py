@@ -21,7 +21,8 @@ from pgd import machine
 
 from robustbench_gpm.checkpoint import CARD, Card, read_card
 from robustbench_gpm.core import pick_device
-from robustbench_gpm.records import Records, proportion, read, robust_accuracy
+from robustbench_gpm.records import Records, read
+from robustbench_gpm.summary import proportion, robust_accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "recipes/cifar10_vgg11_short.yaml"

@@ -1,4 +1,4 @@
-"""The doors: `robustbench-gpm train` and `robustbench-gpm evaluate`, main.py and evaluate.py."""
+"""The doors: `robustbench-gpm train`, `evaluate` and `merge`; main.py and evaluate.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from .core import UserError
 
 Command = Callable[[Sequence[str], str], None]
 
-USAGE = """usage: robustbench-gpm {train,evaluate} [flags]
+USAGE = """usage: robustbench-gpm {train,evaluate,merge} [flags]
 
   train      train a model with gradient penalties      (robustbench-gpm train --help)
-  evaluate   attack a model over a range of budgets     (robustbench-gpm evaluate --help)"""
+  evaluate   attack a model over a range of budgets     (robustbench-gpm evaluate --help)
+  merge      put the records of shards together         (robustbench-gpm merge --help)"""
 
 
 def train(arguments: Sequence[str] | None = None, prog: str = "main.py") -> int:
@@ -24,22 +25,32 @@ def train(arguments: Sequence[str] | None = None, prog: str = "main.py") -> int:
 
 def evaluate(arguments: Sequence[str] | None = None, prog: str = "evaluate.py") -> int:
     """Evaluate as evaluate.py does; the process's exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] == "merge":
+        return merge(given[1:], f"{prog} merge")
     from .evaluate_command import run  # noqa: PLC0415
 
-    return _guarded(run, sys.argv[1:] if arguments is None else arguments, prog)
+    return _guarded(run, given, prog)
+
+
+def merge(arguments: Sequence[str], prog: str) -> int:
+    """Put the records of shards together; the process's exit code."""
+    from .merge_command import run  # noqa: PLC0415
+
+    return _guarded(run, arguments, prog)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`robustbench-gpm`; the process's exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": train, "evaluate": evaluate}
+    commands = {"train": train, "evaluate": evaluate, "merge": merge}
     if given and given[0] in commands:
         return commands[given[0]](given[1:], f"robustbench-gpm {given[0]}")
     if given and given[0] in ("-h", "--help"):
         print(USAGE)
         return 0
     what = f"unknown command '{given[0]}'" if given else "a command is missing"
-    print(f"robustbench-gpm: {what}: use train or evaluate", file=sys.stderr)
+    print(f"robustbench-gpm: {what}: use train, evaluate or merge", file=sys.stderr)
     return 2
 
 

@@ -97,7 +97,13 @@ class EvaluateConfig:
     model_name: str | None = flag(None, "choose the newest checkpoint of this model")
 
     out: Path | None = flag(None, "folder for the results; by default results/<name>")
-    batch_size: int = flag(250, "images attacked at once; the verdicts are the same", at_least=1)
+    batch_size: int = flag(
+        250, "images attacked at once; the verdicts are the same, up to rounding", at_least=1
+    )
+    no_shared_work: bool = flag(
+        False, "attack every budget afresh and on the model itself, to compare; much slower"
+    )
+    shard: str | None = flag(None, "do a part only: 2/4 is the second of four; see `merge`")
     examples: int = flag(4, "fooled images an attack shows in the picture", at_least=0)
     seed: int = flag(0, "seed of the attacks' random starts", at_least=0)
     device: str = flag("auto", "auto, cpu or cuda")

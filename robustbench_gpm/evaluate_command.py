@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from . import checkpoint, records
+from . import records
 from .attacks import ATTACKS, Attack
+from .attacks.named import attack_named
 from .config import EvaluateConfig
 from .core import UserError, pick_device, seed_everything
-from .datasets import AUGMENTATIONS, DATASETS, LoadOptions, Split, load_split, prepared
-from .evaluator import AttackPlan, Evaluator, Subject
-from .fields import plain
-from .files import free_folder, safe_name, try_folder
+from .evaluator import Evaluator, Subject
+from .files import free_folder, try_folder
 from .flags import Parser, build, build_parser, parse
-from .models import ModelOptions, build_model, check_name, load_weights
+from .journal import Journal, belongs
 from .objectives import PENALTIES
 from .records import Records
 from .report import draw_curves, draw_examples
-from .tasks import TASKS
+from .shards import Shard
+from .subjects import subjects_of
+from .summary import robust_accuracy, write_summary
+from .sweep import AttackPlan
 
 RESULTS = Path("results")
 
@@ -36,30 +34,50 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if not plans:
         raise UserError(f"--attack needs at least one of {', '.join(ATTACKS)}")
     device = pick_device(config.device)
+    shard = None if config.shard is None else Shard.parse(config.shard)
     seed_everything(config.seed)
     try_folder(config.out or RESULTS, "--out")
-    subjects = _subjects(config, values)
-    folder = _folder(config, subjects)
+    subjects = subjects_of(config, values)
+    headers = {subject.name: _header(config, subject) for subject in subjects}
+    folder = _folder(config, subjects, headers)
+    own = {s.name: folder / s.name if len(subjects) > 1 else folder for s in subjects}
+    journals = {name: Journal(own[name], header) for name, header in headers.items()}
     measured = []
     for subject in subjects:
+        journal = journals[subject.name]
+        if journal.resumed:
+            print(f"going on with the evaluation in {own[subject.name]}")
         evaluator = Evaluator(
             subject,
             device,
             batch_size=config.batch_size,
             seed=config.seed,
             examples=config.examples,
+            shared=not config.no_shared_work,
+            shard=shard,
             show_progress=True,
         )
-        own = folder / subject.name if len(subjects) > 1 else folder
         for plan in plans:
-            evaluator.attack(plan)
-            records.write(evaluator.records(), own)  # what is measured is kept, come what may
+            evaluator.attack(plan, journal)
+            records.write(evaluator.records(), own[subject.name])  # what is measured is kept
         measured.append(evaluator.records())
-        _report(measured[-1], own)
+        report(measured[-1], own[subject.name])
+        journal.close()
     if len(subjects) > 1:
         draw_curves(measured, folder)
     print(f"results: {folder}")
     print(f"figure: {folder / 'curve.png'}")
+
+
+def report(measured: Records, folder: Path) -> None:
+    """Write the summary and the pictures of `measured` into `folder`, and print the curves."""
+    write_summary(measured, folder)
+    draw_curves([measured], folder)
+    draw_examples(measured, folder, int(str(measured.provenance["examples"])))
+    for attack in measured.attacks:
+        shown = zip(attack.labels, robust_accuracy(measured, attack), strict=True)
+        curve = ", ".join(f"{label}: {robust.value:.1%}" for label, robust in shown)
+        print(f"{measured.model} under {attack.name}: {curve}")
 
 
 def _parser(prog: str) -> Parser:
@@ -78,12 +96,12 @@ def _parser(prog: str) -> Parser:
 
 def _plan(name: str, budgets: Sequence[str]) -> AttackPlan:
     """The attack and its budgets. Raises UserError for an unknown name or a bad budget."""
-    attack = ATTACKS[name]
+    attack = attack_named(name)
     asked: list[str] = []
     for item in budgets:
         owner, separator, listed = item.rpartition("=")
-        if separator and owner not in ATTACKS:
-            raise UserError(f"--budgets {item}: '{owner}' is none of {', '.join(ATTACKS)}")
+        if separator:
+            attack_named(owner)
         if owner in ("", name):
             asked += listed.split(",")
     chosen = {_budget(text, attack) for text in asked} or set(attack.threat.default_budgets)
@@ -109,136 +127,23 @@ def _budget(text: str, attack: Attack) -> float:
     return budget
 
 
-def _subjects(config: EvaluateConfig, values: Mapping[str, Any]) -> list[Subject]:
-    """Every model to evaluate, with its data, before any long work."""
-    if config.model is not None:
-        return [_bare_model(config, config.model)]
-    paths = [Path(path) for path in config.checkpoint] or [_newest(config, values)]
-    subjects = [_from_checkpoint(path, config) for path in paths]
-    names = [subject.name for subject in subjects]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two checkpoints are called {name}: rename one of the folders")
-    return subjects
+def _header(config: EvaluateConfig, subject: Subject) -> dict[str, object]:
+    """What an unfinished evaluation must share with this one to be gone on with."""
+    hashes = {name: subject.provenance[name] for name in records.HASHES}
+    return {**hashes, "shard": config.shard, "batch_size": config.batch_size}
 
 
-def _newest(config: EvaluateConfig, values: Mapping[str, Any]) -> Path:
-    weights = [penalty.lamb_flag() for penalty in PENALTIES.values()]
-    wanted = {"data_name": config.data_name, "model_name": config.model_name}
-    wanted |= {name: values[name] for name in weights}
-    path = checkpoint.find(
-        config.checkpoints_dir, {name: v for name, v in wanted.items() if v is not None}
-    )
-    print(f"checkpoint: {path} (the newest that fits; --checkpoint names another)")
-    return path
-
-
-def _from_checkpoint(path: Path, config: EvaluateConfig) -> Subject:
-    loaded = checkpoint.load(path)
-    card = loaded.card
-    split = _split(config, config.data_name or card.data_name, card.configuration)
-    _check_fit(split, checkpoint.options_of(card), loaded.name)
-    if split.classes != card.classes:
-        raise UserError(
-            f"{loaded.name} was trained on {len(card.classes)} classes "
-            f"({', '.join(card.classes[:3])}, ...) and the data has {len(split.classes)} "
-            f"({', '.join(split.classes[:3])}, ...): evaluate it on the data set it was trained on"
-        )
-    facts = {"checkpoint": str(path), "objective": card.objective}
-    return Subject(
-        loaded.name,
-        loaded.model,
-        split,
-        TASKS[card.task](),
-        _provenance(config, checkpoint.fingerprint(loaded.model), split, facts),
-    )
-
-
-def _bare_model(config: EvaluateConfig, name: str) -> Subject:
-    """A model without a checkpoint card, on the data set that --data_name names."""
-    check_name(name)
-    data_name = config.data_name or ""
-    split = _split(config, data_name, {})
-    channels = split.images.shape[1]
-    options = ModelOptions(
-        classes=len(split.classes),
-        channels=channels,
-        image_size=split.images.shape[-1],
-        mean=config.mean or (0.0,) * channels,
-        std=config.std or (1.0,) * channels,
-        pretrained=config.weights is None and name.startswith(("timm:", "torchvision:")),
-    )
-    model = build_model(name, options)
-    if config.weights is not None:
-        load_weights(model, config.weights, classes=options.classes)
-    facts = {"model": name}
-    label = safe_name(name.rpartition("/")[2])
-    return Subject(
-        label,
-        model.eval(),
-        split,
-        TASKS[DATASETS[data_name].task](),
-        _provenance(config, checkpoint.fingerprint(model), split, facts),
-    )
-
-
-def _split(config: EvaluateConfig, data_name: str, trained: Mapping[str, Any]) -> Split:
-    """The images to evaluate on, brought to the form the model was validated on."""
-    options = LoadOptions(
-        data_path=config.data_path or _trained_path(trained),
-        cache_dir=config.cache_dir.expanduser(),
-        image_size=config.image_size or trained.get("image_size"),
-    )
-    split = load_split(data_name, config.split, options)
-    if config.limit is not None:
-        split = split.limit(config.limit)
-    augmentation = AUGMENTATIONS[trained.get("augment", "none")](split.images.shape[-1])
-    return prepared(split, augmentation)
-
-
-def _trained_path(trained: Mapping[str, Any]) -> Path | None:
-    """Where the data lay in training, if that was said."""
-    path = trained.get("data_path")
-    return Path(path) if path else None
-
-
-def _check_fit(split: Split, options: ModelOptions, name: str) -> None:
-    channels, _, width = split.images.shape[1:]
-    if (channels, width) != (options.channels, options.image_size):
-        raise UserError(
-            f"{name} takes images of {options.channels} channels and {options.image_size} pixels, "
-            f"and the data has {channels} channels and {width} pixels: choose the data set it was "
-            "trained on"
-        )
-
-
-def _provenance(
-    config: EvaluateConfig, weights_hash: str, split: Split, facts: Mapping[str, object]
-) -> dict[str, object]:
-    configuration = plain(dataclasses.asdict(config))
-    text = json.dumps(configuration, sort_keys=True)
-    return {
-        "weights_hash": weights_hash,
-        "data_hash": split.fingerprint(),
-        "configuration_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "configuration": configuration,
-        "versions": checkpoint.versions(),
-        "seed": config.seed,
-        "device": str(pick_device(config.device)),
-        **facts,
-    }
-
-
-def _folder(config: EvaluateConfig, subjects: Sequence[Subject]) -> Path:
-    name = subjects[0].name if len(subjects) == 1 else "-vs-".join(s.name for s in subjects)
-    return config.out or free_folder(RESULTS / name[:120])
-
-
-def _report(measured: Records, folder: Path) -> None:
-    records.write_summary(measured, folder)
-    draw_curves([measured], folder)
-    draw_examples(measured, folder)
-    for attack in measured.attacks:
-        shown = zip(attack.labels, records.robust_accuracy(measured, attack), strict=True)
-        curve = ", ".join(f"{label}: {robust.value:.1%}" for label, robust in shown)
-        print(f"{measured.model} under {attack.name}: {curve}")
+def _folder(
+    config: EvaluateConfig, subjects: Sequence[Subject], headers: Mapping[str, dict[str, object]]
+) -> Path:
+    """--out, or by default the folder of this evaluation if it was cut off, or a new one."""
+    if config.out is not None:
+        return config.out
+    first = subjects[0].name
+    name = first if len(subjects) == 1 else "-vs-".join(s.name for s in subjects)
+    share = "" if config.shard is None else f"-shard{config.shard.replace('/', 'of')}"
+    wanted = RESULTS / f"{name[:120]}{share}"
+    for folder in sorted(RESULTS.glob(f"{wanted.name}*")):
+        if belongs(folder if len(subjects) == 1 else folder / first, headers[first]):
+            return folder
+    return free_folder(wanted)

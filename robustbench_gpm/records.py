@@ -1,4 +1,4 @@
-"""Records: what an evaluation measured, one row a sample, and the numbers derived from the rows.
+"""Records: what an evaluation measured, one row a sample.
 
 A folder of records holds two files:
 
@@ -16,19 +16,18 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from .core import UserError
-from .files import atomically, writable_folder, write_text
+from .files import atomically, writable_folder
 
-SCHEMA = 1
-RECORDS, EXAMPLES, SUMMARY = "records.parquet", "examples.parquet", "summary.json"
+SCHEMA = 2
+RECORDS, EXAMPLES = "records.parquet", "examples.parquet"
 FOOLED = "{}/fooled/{:.6g}"  # a column, by attack and budget; six digits tell budgets apart
 HASHES = ("weights_hash", "data_hash", "configuration_hash")
 _KEY = b"robustbench_gpm"
@@ -44,8 +43,9 @@ _EXAMPLE = ("index", "label", "attack", "budget", *_PREDICTED)
 class AttackColumns:
     """What one attack did to each of N samples, in the order of `Records.index`.
 
-    `smallest_budget` (N,) is taken from `budgets` (ascending, above 0) itself: nan where the sample
-    was robust at all of them, 0.0 where it was wrong without any attack. `broken_by` names the
+    `smallest_budget` (N,) is nan where the sample was robust at all `budgets` (ascending, above 0),
+    0.0 where it was wrong without any attack, else at most the largest budget: one of them, or,
+    of an attack that looks for the nearest fooling image, its distance. `broken_by` names the
     attack that did it, or "clean", or None. Forward and backward passes and seconds are what each
     sample cost. Raises ValueError where these contradict each other.
     """
@@ -72,12 +72,17 @@ class AttackColumns:
         columns = (self.broken_by, self.forwards, self.backwards, self.seconds)
         if any(len(column) != len(smallest) for column in columns):
             raise ValueError(f"{self.name}: its columns differ in length")
-        if not (np.isnan(smallest) | np.isin(smallest, ladder)).all():
-            raise ValueError(f"{self.name}: a smallest budget is none of 0 and {self.budgets}")
+        if not (np.isnan(smallest) | ((smallest >= 0) & (smallest <= ladder[-1]))).all():
+            raise ValueError(f"{self.name}: a smallest budget is outside 0 to {ladder[-1]}")
 
     def fooled(self) -> NDArray[np.bool_]:
         """Whether each sample was fooled at a budget or below it, shape (budgets, N)."""
         return self.smallest_budget <= np.array(self.budgets)[:, None]  # nan is never below
+
+    def newly_fooled(self) -> NDArray[np.bool_]:
+        """Whether a budget is the first of the list that fooled each sample, (budgets, N)."""
+        below = np.array((0.0, *self.budgets[:-1]))[:, None]
+        return self.fooled() & (self.smallest_budget > below)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +106,8 @@ class Example:
 class Records:
     """All that was measured on one model, N samples long; `model` is the name drawn in legends.
 
-    `provenance` is JSON (lists, not tuples) with at least the three HASHES.
+    `flags` say why a number may not be believed: JSON, each with `name`, `measured`, `threshold`
+    and `meaning`. `provenance` is JSON (lists, not tuples) with at least the three HASHES.
     Raises ValueError where the parts contradict each other.
     """
 
@@ -114,6 +120,7 @@ class Records:
     attacks: tuple[AttackColumns, ...]
     examples: tuple[Example, ...]
     provenance: dict[str, object]
+    flags: tuple[dict[str, object], ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {len(getattr(self, name)) for name in _SAMPLE}
@@ -137,70 +144,6 @@ class Records:
         return {attack.name: attack for attack in self.attacks}[name]
 
 
-class Proportion(NamedTuple):
-    """A share of the samples in [0,1], and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def proportion(hits: NDArray[np.bool_]) -> Proportion:
-    """The share of true values in hits (N,), with Wilson's score interval (Wilson 1927).
-
-    Raises UserError where there are no samples.
-    """
-    if len(hits) == 0:
-        raise UserError("the records hold no sample: evaluate at least one (--limit)")
-    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, "wilson")
-    return Proportion(float(hits.mean()), float(interval.low), float(interval.high))
-
-
-def robust_accuracy(records: Records, attack: AttackColumns) -> list[Proportion]:
-    """Robust accuracy at each of the attack's budgets: right when clean and not yet fooled."""
-    return [proportion(records.right & ~fooled) for fooled in attack.fooled()]
-
-
-def summarise(records: Records) -> dict[str, object]:
-    """What `summary.json` says: accuracies in [0,1] with 95% intervals, and what they cost."""
-    clean = proportion(records.right)
-    by_attack = {attack.name: _cost((attack,)) for attack in records.attacks}
-    return {
-        "model": records.model,
-        "n": len(records.index),
-        "clean_accuracy": clean.value,
-        "clean_ci95": [clean.low, clean.high],
-        "curves": {attack.name: _curve(records, attack) for attack in records.attacks},
-        "cost": {**_cost(records.attacks), "by_attack": by_attack},
-        "provenance": records.provenance,
-    }
-
-
-def _curve(records: Records, attack: AttackColumns) -> dict[str, object]:
-    points = robust_accuracy(records, attack)
-    return {
-        "threat": attack.threat,
-        "unit": attack.unit,
-        "budgets": list(attack.budgets),
-        "labels": list(attack.labels),
-        "robust_accuracy": [point.value for point in points],
-        "ci95": [[point.low, point.high] for point in points],
-        "hyperparameters": attack.hyperparameters,
-    }
-
-
-def _cost(attacks: tuple[AttackColumns, ...]) -> dict[str, object]:
-    return {key: sum(getattr(attack, key).sum().item() for attack in attacks) for key in _SPENT}
-
-
-def write_summary(records: Records, folder: Path) -> Path:
-    """Write `folder/summary.json` and return its path."""
-    text = json.dumps(summarise(records), indent=2, ensure_ascii=False, allow_nan=False)
-    path = writable_folder(folder, "--out") / SUMMARY
-    write_text(path, text + "\n")
-    return path
-
-
 def write(records: Records, folder: Path) -> None:
     """Write both files into `folder`, made if need be; an error leaves what was there.
 
@@ -219,7 +162,7 @@ def write(records: Records, folder: Path) -> None:
 def _describe(records: Records) -> dict[str, object]:
     attacks = [{key: getattr(a, key) for key in _DESCRIPTION} for a in records.attacks]
     about = {"model": records.model, "classes": records.classes, "attacks": attacks}
-    return {"schema": SCHEMA, **about, "provenance": records.provenance}
+    return {"schema": SCHEMA, **about, "provenance": records.provenance, "flags": records.flags}
 
 
 def _sample_table(records: Records) -> pa.Table:
@@ -306,6 +249,7 @@ def _assemble(samples: pa.Table, examples: pa.Table, described: dict[str, Any]) 
         attacks=tuple(attacks),
         examples=tuple(_example(row) for row in examples.to_pylist()),
         provenance=described["provenance"],
+        flags=tuple(described["flags"]),
     )
 
 

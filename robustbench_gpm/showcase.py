@@ -8,48 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .records import AttackColumns
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fooled sample: its row in the split, and what fooled the model; tensors on the CPU."""
+    """A fooled sample: its row in the split, and what fooled the model; tensors on the CPU.
+
+    `budget` is one of the plan's, `size` the perturbation's own, both in the unit of the threat.
+    """
 
     row: int
     budget: float
+    size: float
     prediction: int
     confidence: float
     adversarial: Tensor
     flow: Tensor | None
 
 
-class Showcase:
-    """Keeps the first few fooled samples of each budget, and picks the most telling ones."""
+def shown(attack: AttackColumns, most: int) -> NDArray[np.int64]:
+    """Places of the samples to keep a picture of: the first `most` fooled at each budget.
 
-    def __init__(self, most: int) -> None:
-        """At most `most` are kept of each budget, and picked in all."""
-        self._most = most
-        self._kept: dict[float, list[Candidate]] = {}
-
-    def places(self, budget: float, fooled: Tensor) -> list[int]:
-        """Which samples of a batch to keep: the first ones of `fooled` (B,), if there is room."""
-        room = self._most - len(self._kept.get(budget, []))
-        first: list[int] = fooled.nonzero().flatten()[: max(0, room)].tolist()
-        return first
-
-    def keep(self, candidate: Candidate) -> None:
-        """Keep one for its budget."""
-        self._kept.setdefault(candidate.budget, []).append(candidate)
-
-    def pick(self, smallest: NDArray[np.float64]) -> list[Candidate]:
-        """Candidates from the budget that about half of the samples that were right withstand.
-
-        `smallest` (N,) are the budgets that fooled the samples: 0 for none needed, nan for none
-        enough. Where that budget has too few candidates, the budgets next most telling follow.
-        """
-        half = (smallest != 0).sum() / 2
-
-        def imbalance(budget: float) -> float:
-            fooled = (smallest <= budget) & (smallest > 0)
-            return abs(float(fooled.sum() - half))
-
-        ordered = [c for budget in sorted(self._kept, key=imbalance) for c in self._kept[budget]]
-        return ordered[: self._most]
+    They depend on the order of the samples alone, and so the pictures of shards are, put together,
+    those of the whole.
+    """
+    places = [np.flatnonzero(new)[:most] for new in attack.newly_fooled()]
+    return np.sort(np.concatenate(places))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from test_records import synthetic
 
-from robustbench_gpm.records import summarise, write
+from robustbench_gpm.records import write
+from robustbench_gpm.summary import summarise
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")

@@ -17,16 +17,8 @@ from hypothesis import strategies as st
 
 from robustbench_gpm import records as subject
 from robustbench_gpm.core import UserError
-from robustbench_gpm.records import (
-    AttackColumns,
-    Example,
-    Records,
-    proportion,
-    read,
-    summarise,
-    write,
-    write_summary,
-)
+from robustbench_gpm.records import AttackColumns, Example, Records, read, write
+from robustbench_gpm.summary import proportion, summarise, write_summary
 
 LINF = tuple(n / 255 for n in (1, 2, 4, 8, 16, 32))
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -195,6 +187,12 @@ def test_summary_is_what_a_hand_count_gives() -> None:
     assert summary["provenance"] == PROVENANCE
 
 
+def test_a_distance_counts_for_the_first_budget_that_holds_it() -> None:
+    nearest = columns("fmn", [0.0, 0.5 * LINF[0], 1.5 * LINF[0], LINF[1], math.nan])
+    assert nearest.fooled().sum(1).tolist() == [2, 4, 4, 4, 4, 4]
+    assert nearest.newly_fooled()[:2].nonzero()[1].tolist() == [1, 2, 3]
+
+
 def test_a_sample_wrong_when_clean_is_never_robust() -> None:
     """Even where an attack's column was left saying that nothing fooled it."""
     records = dataclasses.replace(five(), attacks=(columns("pgd", [math.nan] * 5),))
@@ -327,7 +325,7 @@ def test_another_schema_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(subject, "SCHEMA", 99)
         write(synthetic(), tmp_path)
-    with pytest.raises(UserError, match="schema 99 where this version reads 1"):
+    with pytest.raises(UserError, match="schema 99 where this version reads 2"):
         read(tmp_path)
 
 
@@ -358,8 +356,8 @@ def test_columns_of_one_name_are_a_sentence(tmp_path: Path) -> None:
         ({"budgets": (0.0, *LINF[1:])}, "must ascend"),
         ({"labels": ("8/255",)}, "1 labels, 6 budgets"),
         ({"seconds": np.zeros(4)}, "differ in length"),
-        # What single precision makes of 1/255: it would fall between two budgets.
-        ({"smallest_budget": np.full(5, float(np.float32(LINF[0])))}, "smallest budget"),
+        ({"smallest_budget": np.full(5, 1.01 * LINF[-1])}, "smallest budget"),
+        ({"smallest_budget": np.full(5, -0.1)}, "smallest budget"),
     ],
 )
 def test_contradictory_columns_are_refused(wrong: dict[str, Any], words: str) -> None:

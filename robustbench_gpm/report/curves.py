@@ -17,7 +17,8 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from ..records import AttackColumns, Records, proportion, robust_accuracy
+from ..records import AttackColumns, Records
+from ..summary import proportion, robust_accuracy
 from .saving import save
 
 # Okabe and Ito (2008), Color Universal Design; the yellow last, as it is faint on white.

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..records import Example, Records
+from ..records import AttackColumns, Example, Records
 from .saving import save
 
 MOST_ROWS = 8
@@ -26,15 +26,18 @@ LEGEND = (
 _Image = NDArray[np.float32]
 
 
-def draw_examples(records: Records, folder: Path) -> Path | None:
-    """Draw up to eight examples into `folder/examples.png`; None where the records hold none.
+def draw_examples(records: Records, folder: Path, most: int = MOST_ROWS) -> Path | None:
+    """Draw some examples into `folder/examples.png`; None where the records hold none.
+
+    Of each attack up to `most` are drawn, eight in all, the most telling first: those that fell at
+    the budget which about half of the samples withstand.
 
     A row is the clean image, the adversarial one, and what changed: for an attack on intensities
     the signed difference (of the channel that changed most), for a deformation its flow as arrows
     over the clean image, each towards where the pixel is read from. The scale is stated. With
     several attacks each has its share of the rows.
     """
-    examples = _chosen(records.examples)
+    examples = _chosen(records, most)
     if not examples:
         return None
     figure = Figure(figsize=(WIDTH, 2.3 * len(examples) + 0.6), layout="constrained")
@@ -46,14 +49,27 @@ def draw_examples(records: Records, folder: Path) -> Path | None:
     return save(figure, folder / "examples.png")
 
 
-def _chosen(examples: tuple[Example, ...]) -> list[Example]:
+def _chosen(records: Records, most: int) -> list[Example]:
     """Up to MOST_ROWS examples, the attacks taking turns, then attack by attack."""
     by_attack: dict[str, list[Example]] = {}
-    for example in examples:
+    for example in records.examples:
         by_attack.setdefault(example.attack, []).append(example)
+    for name, shown in by_attack.items():
+        by_attack[name] = _telling(records.attack(name), shown)[:most]
     turns = [e for turn in zip_longest(*by_attack.values()) for e in turn if e is not None]
     order = list(by_attack)
     return sorted(turns[:MOST_ROWS], key=lambda example: order.index(example.attack))
+
+
+def _telling(attack: AttackColumns, examples: list[Example]) -> list[Example]:
+    """The examples, those of the budget that about half of the samples withstand first."""
+    half = (attack.smallest_budget != 0).sum() / 2
+
+    def imbalance(example: Example) -> float:
+        fooled = (attack.smallest_budget <= example.budget) & (attack.smallest_budget > 0)
+        return abs(float(fooled.sum() - half))
+
+    return sorted(examples, key=imbalance)
 
 
 def _draw_row(

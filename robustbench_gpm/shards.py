@@ -1,0 +1,117 @@
+"""Shares of one evaluation, and their records put together again.
+
+Samples are attacked in batches; shard i of n does every n-th batch, from the i-th on. A batch holds
+the same samples whoever does it, and so shards measure what one process would have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core import UserError
+from .records import HASHES, AttackColumns, Records
+from .showcase import shown
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `part` of `parts`, counted from 1."""
+
+    part: int = 1
+    parts: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`2/4` is the second of four. Raises UserError for anything else."""
+        part, _, parts = text.partition("/")
+        if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+            raise UserError(f"--shard {text} is not of the form 2/4 (the second of four)")
+        return cls(int(part), int(parts))
+
+    def __str__(self) -> str:
+        return f"{self.part}/{self.parts}"
+
+    def batches(self, total: int, batch_size: int) -> list[tuple[int, Tensor]]:
+        """Number and rows of each batch, of `total` samples, that falls to this shard."""
+        every = list(enumerate(torch.split(torch.arange(total), batch_size)))
+        mine = every[self.part - 1 :: self.parts]
+        if not mine:
+            raise UserError(
+                f"--shard {self}: {total} images make {len(every)} batches of {batch_size}, too "
+                "few to share among so many: lower --batch_size"
+            )
+        return mine
+
+
+def merged(parts: Sequence[Records]) -> Records:
+    """One set of records from those of all shards, as one process would have left them.
+
+    Raises UserError where a shard is missing, given twice, or of another evaluation.
+    """
+    first = parts[0]
+    about = [_shard_of(records) for records in parts]
+    kinds = {(r.model, *(str(r.provenance[name]) for name in HASHES)) for r in parts}
+    if len(kinds) > 1:
+        raise UserError("these records are of different evaluations: merge the shards of one only")
+    total, size, count = (int(about[0][key]) for key in ("total", "batch_size", "parts"))
+    if sorted(int(shard["part"]) for shard in about) != list(range(1, count + 1)):
+        raise UserError(f"merge needs each of the {count} shards once: {len(parts)} were given")
+    names = [[attack.name for attack in records.attacks] for records in parts]
+    if any(listed != names[0] for listed in names):
+        raise UserError("some of these shards are unfinished: run them again until they end")
+    shares = [Shard(int(s["part"]), count).batches(total, size) for s in about]
+    rows = np.concatenate([torch.cat([r for _, r in share]).numpy() for share in shares])
+    order = np.argsort(rows)
+
+    def joined(arrays: Sequence[Any]) -> Any:
+        return np.concatenate(arrays)[order]
+
+    attacks = tuple(
+        _joined_attack([records.attacks[i] for records in parts], order)
+        for i in range(len(first.attacks))
+    )
+    columns = ("index", "label", "clean_prediction", "clean_confidence")
+    whole = dataclasses.replace(
+        first,
+        **{name: joined([getattr(records, name) for records in parts]) for name in columns},
+        attacks=attacks,
+        examples=(),
+        provenance=_without_shard(first.provenance) | {"shard": None},
+    )
+    examples = {(e.attack, e.index): e for records in parts for e in records.examples}
+    most = int(first.provenance.get("examples", 0) or 0)  # type: ignore[call-overload]
+    kept = [
+        examples[attack.name, int(whole.index[place])]
+        for attack in attacks
+        for place in shown(attack, most)
+        if (attack.name, int(whole.index[place])) in examples
+    ]
+    return dataclasses.replace(whole, examples=tuple(kept))
+
+
+def _shard_of(records: Records) -> dict[str, Any]:
+    shard = records.provenance.get("shard")
+    if not isinstance(shard, dict):
+        raise UserError(f"the records of {records.model} are whole: only shards can be merged")
+    return shard
+
+
+def _without_shard(provenance: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in provenance.items() if name != "shard"}
+
+
+def _joined_attack(parts: Sequence[AttackColumns], order: Any) -> AttackColumns:
+    arrays = ("smallest_budget", "forwards", "backwards", "seconds")
+    broken = [by for part in parts for by in part.broken_by]
+    return dataclasses.replace(
+        parts[0],
+        **{name: np.concatenate([getattr(p, name) for p in parts])[order] for name in arrays},
+        broken_by=[broken[i] for i in order],
+    )

@@ -1,0 +1,47 @@
+"""What the checks need of a model's outputs: how far two of them differ, and a gradient always."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+FLOAT_NOISE = 1e-4  # of the outputs' spread; the same pass twice differs by about 1e-6, if at all
+
+
+class Connected(nn.Module):
+    """`model` with a gradient in every case: zero where its outputs come without one.
+
+    A model that computes outside autograd (a JPEG codec, `detach`) makes a gradient attack raise
+    RuntimeError; behind this it meets zeros, as before any other flat loss. Outputs are unchanged.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the model gives for images x (B,C,H,W)."""
+        logits: Tensor = self.model(x)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return logits
+        nothing = 0 * x.flatten(1).sum(1).to(logits.dtype)
+        return logits + nothing.view(-1, *[1] * (logits.dim() - 1))
+
+
+def disagreement(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two outputs (B,K,...), as a share of the spread of the first."""
+    if one.numel() == 0:
+        return 0.0
+    a, b = one.double().nan_to_num(), other.double().nan_to_num()
+    spread = (a.amax() - a.amin()).clamp_min(1e-30)
+    return float((a - b).abs().amax() / spread)
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Torch's random numbers afterwards as before, whatever a randomised model draws."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

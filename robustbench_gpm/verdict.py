@@ -1,0 +1,154 @@
+"""One attack on one batch, and the verdict that counts: the model's own, in float32.
+
+Attacks search on faster copies of the model. Where a copy was fooled and the model is not, the
+search is made again on the next, more faithful one, and last on the model itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .attacks import Attack, FlowAttack, MinimumNormAttack
+from .attacks.geometry import shrink
+from .core import Samples, frozen
+from .tasks import Classification
+
+SLACK = 1e-5  # what float32 arithmetic may add to a perturbation's size
+
+
+@dataclass
+class Attempt:
+    """What an attack made of a batch, and what the model says to it.
+
+    images (B,C,H,W); perturbation: the flow (B,2,H,W) of an attack that moves pixels, else the
+    difference from the clean images; label and confidence (B,) are the model's; size (B,) is the
+    perturbation's in the unit of the threat.
+    """
+
+    images: Tensor
+    perturbation: Tensor
+    label: Tensor
+    confidence: Tensor
+    size: Tensor
+
+    def put(self, where: Tensor, other: Attempt) -> None:
+        """Take over the other attempt's outcome for the samples that `where` (B,) marks."""
+        for name in ("images", "perturbation", "label", "confidence", "size"):
+            getattr(self, name)[where] = getattr(other, name)
+
+    def select(self, where: Tensor) -> Attempt:
+        """The outcome for the samples that `where` picks."""
+        parts = (self.images, self.perturbation, self.label, self.confidence, self.size)
+        return Attempt(*(part[where] for part in parts))
+
+
+class Verifier:
+    """Runs attacks on copies of a model, and has the model itself judge what they found."""
+
+    def __init__(self, model: nn.Module, copies: Sequence[nn.Module], task: Classification) -> None:
+        """`copies` are for the search, the fastest first."""
+        self.model, self.task = model, task
+        self.ladder = [*copies, model]
+
+    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The verdict that counts: classes and confidences (B,) by the model itself."""
+        return self._predict(self.model, x)
+
+    def attempt(
+        self, attack: Attack, budget: float, x: Tensor, y: Tensor, samples: Samples
+    ) -> Attempt:
+        """Attack images x (B,C,H,W) with labels y (B,) at one budget, and have the outcome judged.
+
+        Every pass is booked on `samples`. Raises RuntimeError for an attack outside its budget.
+        """
+        # A nearest image lies at the boundary, where bfloat16 cannot tell one side from the other.
+        searched = self.ladder
+        if isinstance(attack, MinimumNormAttack):
+            searched = [copy for copy in searched if not getattr(copy, "coarse", False)]
+        outcome = self._once(searched[0], attack, budget, x, y, samples)
+        for used, faithful in itertools.pairwise(searched):
+            doubtful = self._unconfirmed(used, outcome, y, samples)
+            if not bool(doubtful.any()):
+                break
+            part = samples.select(doubtful)
+            again = self._once(faithful, attack, budget, x[doubtful], y[doubtful], part)
+            outcome.put(doubtful, again)
+        return outcome
+
+    def drawn_in(
+        self, attack: Attack, budgets: Tensor, x: Tensor, found: Attempt, samples: Samples
+    ) -> Attempt:
+        """The same perturbations, each drawn back into a smaller budget (B,), and judged."""
+        norm = attack.threat.name
+        smaller = shrink(found.perturbation, budgets, "linf" if norm == "flow" else norm)
+        if isinstance(attack, FlowAttack):
+            images = attack.render(x, smaller).clamp(0, 1)
+        else:
+            images = (x + smaller).clamp(0, 1)
+            smaller = images - x
+        return self._judged(attack, images, smaller, samples)
+
+    def _once(
+        self,
+        model: nn.Module,
+        attack: Attack,
+        budget: float,
+        x: Tensor,
+        y: Tensor,
+        samples: Samples,
+    ) -> Attempt:
+        loss = self.task.attack_loss(attack.loss_name)
+        if isinstance(attack, FlowAttack):
+            moved = attack.flow(model, x, y, budget=budget, loss=loss, samples=samples)
+            images = attack.render(x, moved).clamp(0, 1)
+        elif isinstance(attack, MinimumNormAttack):
+            images = attack.nearest(model, x, y, budget=budget, loss=loss, samples=samples)
+            moved = images - x
+        else:
+            images = attack(model, x, y, budget=budget, loss=loss, samples=samples)
+            moved = images - x
+        outcome = self._judged(attack, images, moved, samples)
+        if not isinstance(attack, MinimumNormAttack):
+            _check(attack, budget, outcome)
+        return outcome
+
+    def _judged(
+        self, attack: Attack, images: Tensor, perturbation: Tensor, samples: Samples
+    ) -> Attempt:
+        label, confidence = self.judge(images)
+        samples.book(forwards=1)
+        size = attack.threat.size(perturbation)
+        return Attempt(images, perturbation, label, confidence, size)
+
+    def _unconfirmed(
+        self, copy: nn.Module, outcome: Attempt, y: Tensor, samples: Samples
+    ) -> Tensor:
+        """Samples that the copy takes for fooled and the model itself does not, (B,) bool."""
+        doubtful = torch.zeros_like(outcome.label, dtype=torch.bool)
+        standing = outcome.label == y
+        if bool(standing.any()):
+            claimed, _ = self._predict(copy, outcome.images[standing])
+            samples.select(standing).book(forwards=1)
+            doubtful[standing] = claimed != y[standing]
+        return doubtful
+
+    def _predict(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        with frozen(model):
+            return self.task.predict(model, x)
+
+
+def _check(attack: Attack, budget: float, outcome: Attempt) -> None:
+    if len(outcome.images) == 0:
+        return
+    size = float(outcome.size.max())
+    inside = float(outcome.images.min()) >= 0 and float(outcome.images.max()) <= 1
+    if not inside or not size <= budget * (1 + SLACK) + SLACK:
+        raise RuntimeError(
+            f"{attack} broke its word: a perturbation of {size} for a budget of {budget}, "
+            f"images {'inside' if inside else 'outside'} [0,1]"
+        )
