@@ -10,6 +10,7 @@ from .carlini_wagner import CarliniWagner
 from .ddn import DDN
 from .deepfool import DeepFool
 from .fab import FAB, TargetedFAB
+from .fast_verdict import FastVerdict
 from .fgsm import FGSM
 from .flow import FlowPGD
 from .fmn import FMN
@@ -41,10 +42,12 @@ ATTACKS: Table[Attack] = Table(
         **{f"fab{_suffix(n)}": FAB(n) for n in NORMS},
         **{f"fab-t{_suffix(n)}": TargetedFAB(n) for n in NORMS},
         **{f"square{_suffix(n)}": Square(n) for n in NORMS},
+        **{f"fast{_suffix(n)}": FastVerdict(n) for n in NORMS},
         **{f"{name}{_suffix(n)}": make(n) for name, make in VERSIONS.items() for n in NORMS},
         "deepfool": DeepFool("linf"),
         "deepfool-l2": DeepFool("l2"),
-        **{f"fmn{_suffix(n)}": FMN(n) for n in (*NORMS, "l0")},
+        **{f"fmn{_suffix(n)}": FMN(n) for n in NORMS},
+        "fmn-l0": FMN("l0"),
         "ddn-l2": DDN(),
         "cw-l2": CarliniWagner(),
         "flow-pgd": FlowPGD(),

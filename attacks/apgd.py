@@ -31,7 +31,8 @@ class AutoPGD(Attack):
     that must raise the loss for a step size to be kept. Losses and gradients are means over
     `samples_per_gradient` passes, for models that answer at random. With `shrinking`, in l1 alone,
     a run spends its first 60% of steps in balls of 3 and 2 budgets (2021, section 3.3), where
-    nobody leaves it early; that costs 2 more forwards.
+    nobody leaves it early; that costs 2 more forwards. `parity` reviews step sizes with the quirks
+    of the authors' code, see `HalvingSteps`.
     """
 
     norm: Literal["linf", "l2", "l1"] = "linf"
@@ -41,6 +42,7 @@ class AutoPGD(Attack):
     samples_per_gradient: int = 1
     early_stop: bool = True
     shrinking: bool = True
+    parity: bool = False
 
     @property
     def threat(self) -> Threat:
@@ -107,7 +109,9 @@ class AutoPGD(Attack):
             return SparseSteps(x, start, radius, steps=steps, warm=warm)
         along = partial(steepest, norm=self.norm)
         inside = partial(self._project, radius)
-        return HalvingSteps(start, 2 * radius, along, inside, steps=steps, rho=self.rho)
+        return HalvingSteps(
+            start, 2 * radius, along, inside, steps=steps, rho=self.rho, parity=self.parity
+        )
 
     def _in_turn(
         self,

@@ -174,6 +174,9 @@ class HalvingSteps(Rows):
     A step begins at `first` and is halved at a checkpoint for the samples whose loss rose in at
     most `rho` of the steps since the last one (condition 1), or whose step was not halved there and
     whose best loss has not improved since (condition 2); they go on from their best point.
+
+    `parity` counts as the authors' code does: the first step has raised the loss if that is above
+    0, and any rise counts, rounding or not.
     """
 
     def __init__(
@@ -186,14 +189,15 @@ class HalvingSteps(Rows):
         steps: int,
         rho: float = 0.75,
         momentum: float = 0.75,
+        parity: bool = False,
     ) -> None:
         self._direction, self._project = direction, project
-        self._rho, self._momentum = rho, momentum
+        self._rho, self._momentum, self._parity = rho, momentum, parity
         marks = pairwise([0, *checkpoints(steps)])
         self._windows = {mark: mark - before for before, mark in marks}
         self.size = start.new_full((len(start),), first)
         self.previous = start  # the parameter before the last step
-        self.before = self.size  # its loss
+        self.before = torch.zeros_like(self.size)  # its loss
         self.checked = self.size  # the best loss at the last checkpoint
         self.rises = torch.zeros_like(self.size)
         self.halved = torch.ones(len(start), dtype=torch.bool, device=start.device)
@@ -202,8 +206,10 @@ class HalvingSteps(Rows):
         if done == 0:
             self.checked = now.best_loss
         else:
-            self.rises = self.rises + exceeds(now.losses, self.before)
-        self.before = now.losses
+            above = torch.gt if self._parity else exceeds
+            self.rises = self.rises + above(now.losses, self.before)
+        if done > 0 or not self._parity:
+            self.before = now.losses
         if done in self._windows:
             stuck = self.rises <= self._rho * self._windows[done]
             stuck |= ~self.halved & ~exceeds(now.best_loss, self.checked)

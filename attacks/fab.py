@@ -27,6 +27,8 @@ class BoundaryWalk(MinimumNormAttack):
     from the clean image. `restarts` beyond the first start at random points.
 
     With `early_stop` and a finite budget a sample leaves once it has a fooling image inside it.
+    `parity` takes each hyperplane at the point that the walk has gone back to, as the authors' code
+    does, for one more forward pass a step.
     """
 
     norm: Literal["linf", "l2", "l1"] = "linf"
@@ -36,6 +38,7 @@ class BoundaryWalk(MinimumNormAttack):
     eta: float = 1.05
     beta: float = 0.9
     early_stop: bool = True
+    parity: bool = False
 
     @abstractmethod
     def aims(self, ranked: Tensor) -> Sequence[Tensor]:
@@ -90,11 +93,12 @@ class BoundaryWalk(MinimumNormAttack):
     ) -> None:
         """One walk from the images `at`; what it finds goes to the `rows` of `nearest`.
 
-        The pass that tells whether a point fools serves the next step too: its hyperplane is taken
-        at the fooling point itself and not at the point that the walk goes back to, which would
-        cost one more forward pass a step.
+        The pass that tells whether a point fools serves the next step too: without `parity` its
+        hyperplane is taken at the fooling point itself, not at the one that the walk goes back to.
         """
         for _ in range(self.steps):
+            if self.parity:
+                at = self._back(model, x, y, at, rows, nearest, loss, samples)
             fooled, margins, gradients = linearise(model, at, y, classes, samples)
             nearest.offer(at, fooled, rows)
             keep = nearest.distance[rows] > enough
@@ -110,12 +114,31 @@ class BoundaryWalk(MinimumNormAttack):
         samples.book(forwards=1)
         nearest.offer(at, fooled, rows)
 
+    def _back(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        at: Tensor,
+        rows: Tensor,
+        nearest: Nearest,
+        loss: Loss,
+        samples: Samples,
+    ) -> Tensor:
+        """Points that fool are kept in `nearest`, and gone back from by the share `beta`."""
+        with torch.no_grad():
+            _, fooled = loss.judged(model, at, y)
+        samples.book(forwards=1)
+        nearest.offer(at, fooled, rows)
+        return torch.where(per_sample(fooled, at), x + self.beta * (at - x), at)
+
     def _step(
         self, x: Tensor, at: Tensor, fooled: Tensor, margins: Tensor, gradients: Tensor
     ) -> Tensor:
         """The next point (equations 9 and 10), by the margins (B,m) linearised about `at`."""
         size = self.threat.size
-        here = torch.where(per_sample(fooled, at), x + self.beta * (at - x), at)
+        back = per_sample(fooled & (not self.parity), at)
+        here = torch.where(back, x + self.beta * (at - x), at)
         shift = (gradients * (here - at)[:, None]).flatten(2).sum(2)
         margins = (margins + shift).nan_to_num()  # a huge gradient may overflow
         margin, normal = nearest_plane(margins, gradients, self.norm)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from torch.utils.flop_counter import FlopCounterMode
 
 # How far the copy may stray: its logits, of their spread; its input gradient, of its length. A
 # gradient may stray further, since rounding can push a ReLU to the other side of its kink.
@@ -17,6 +18,8 @@ GRADIENT_MAY_DIFFER = 0.1
 # to the boundary, is looked at again in float32.
 COARSE_LOGITS_MAY_DIFFER = 0.05
 COARSE_GRADIENT_MAY_DIFFER = 0.4
+
+WORTH_HALVING = 8e6  # operations an image; below, converting costs what computing saves
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -29,7 +32,7 @@ def copies(model: nn.Module, sample: Tensor) -> tuple[list[nn.Module], dict[str,
     most 5% of their spread, and its input gradient by at most 40% of its length.
     """
     precise, description = accelerated(model, sample)
-    if not _computes_bfloat16(sample.device):
+    if not _computes_bfloat16(sample.device) or _operations(precise, sample) < WORTH_HALVING:
         return [precise], {**description, "bfloat16": False}
     coarse = MixedPrecision(precise)
     try:
@@ -63,9 +66,19 @@ class MixedPrecision(nn.Module):
         return logits.to(x.dtype)
 
 
+def _operations(model: nn.Module, sample: Tensor) -> float:
+    """Floating-point operations of one image's forward pass; endless where uncountable."""
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(sample[:1])
+    except Exception:  # an operation that refuses to be watched
+        return float("inf")
+    return float(counter.get_total_flops())
+
+
 def _computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported: bool = torch.cpu._is_avx512_bf16_supported()
     return supported
 
