@@ -1,9 +1,10 @@
 """AutoAttack's verdict for a small share of its work: spend where it can still change something.
 
 AutoAttack spends nearly all of its passes on samples that it does not break. Here every sample gets
-a short untargeted run and two short targeted ones. What stands is then asked how much more budget
-it would take, to first order, to be fooled from the best point reached; only those near the answer
-"hardly any" get more targets, more steps, and last a search without gradients.
+a short untargeted run. What stands is then asked how much more budget it would take, to first
+order, to be fooled from the best point reached. Those that miss more than two budgets are left in
+peace; the nearer to none the answer, the more targets and steps a sample gets, and last a search
+without gradients.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Phase:
 
 EVERYBODY = float("inf")
 PHASES = (
-    Phase(EVERYBODY, targets=2, steps=20, warm=True),
+    Phase(2.0, targets=2, steps=20, warm=True),
     Phase(0.4, targets=4, steps=20),
     Phase(0.12, targets=9, steps=40),
     Phase(0.04, targets=9, steps=100),

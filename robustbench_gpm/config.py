@@ -103,6 +103,12 @@ class EvaluateConfig:
     no_shared_work: bool = flag(
         False, "attack every budget afresh and on the model itself, to compare; much slower"
     )
+    no_checks: bool = flag(
+        False, "leave out the checks of the model's set-up and for masked gradients"
+    )
+    escalate: bool = flag(
+        False, "add to an attack in linf or l2 those that the raised flags call for; slower"
+    )
     shard: str | None = flag(None, "do a part only: 2/4 is the second of four; see `merge`")
     examples: int = flag(4, "fooled images an attack shows in the picture", at_least=0)
     seed: int = flag(0, "seed of the attacks' random starts", at_least=0)
@@ -117,3 +123,5 @@ class EvaluateConfig:
             raise UserError("give --model or --checkpoint, not both")
         if self.model is not None and self.data_name is None:
             raise UserError("--model needs to know the data: give --data_name too")
+        if self.escalate and self.no_checks:
+            raise UserError("--escalate acts on what the checks find: leave out --no_checks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 
 from . import records
@@ -55,6 +56,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
             examples=config.examples,
             shared=not config.no_shared_work,
             shard=shard,
+            checks=not config.no_checks,
+            escalate=config.escalate,
             show_progress=True,
         )
         for plan in plans:
@@ -70,7 +73,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 
 def report(measured: Records, folder: Path) -> None:
-    """Write the summary and the pictures of `measured` into `folder`, and print the curves."""
+    """Write the summary and pictures of `measured` into `folder`; print its curves and flags."""
     write_summary(measured, folder)
     draw_curves([measured], folder)
     draw_examples(measured, folder, int(str(measured.provenance["examples"])))
@@ -78,6 +81,9 @@ def report(measured: Records, folder: Path) -> None:
         shown = zip(attack.labels, robust_accuracy(measured, attack), strict=True)
         curve = ", ".join(f"{label}: {robust.value:.1%}" for label, robust in shown)
         print(f"{measured.model} under {attack.name}: {curve}")
+    for flag in measured.flags:
+        where = ", ".join(str(word) for word in (measured.model, flag.get("at")) if word)
+        print(f"{flag.get('kind', 'doubt')}: {flag['name']} ({where}): {flag['meaning']}")
 
 
 def _parser(prog: str) -> Parser:
@@ -143,7 +149,7 @@ def _folder(
     name = first if len(subjects) == 1 else "-vs-".join(s.name for s in subjects)
     share = "" if config.shard is None else f"-shard{config.shard.replace('/', 'of')}"
     wanted = RESULTS / f"{name[:120]}{share}"
-    for folder in sorted(RESULTS.glob(f"{wanted.name}*")):
+    for folder in sorted(RESULTS.glob(f"{escape(wanted.name)}*")):
         if belongs(folder if len(subjects) == 1 else folder / first, headers[first]):
             return folder
     return free_folder(wanted)

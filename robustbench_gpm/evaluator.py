@@ -7,7 +7,7 @@ float32 and evaluation mode, on images that were checked to lie in [0,1] and ins
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .attacks import MinimumNormAttack
 from .core import UserError
 from .datasets import Split
+from .escalation import escalated, remedies
 from .fast import copies
 from .journal import Journal, Outcome
 from .progress import bar
@@ -24,6 +25,7 @@ from .shards import Shard
 from .showcase import Candidate, shown
 from .sweep import AttackPlan, Sweep, Trail
 from .tasks import Classification
+from .trust import Examination, connected
 from .verdict import Verifier
 
 
@@ -51,9 +53,15 @@ class Evaluator:
         examples: int = 4,
         shared: bool = True,
         shard: Shard | None = None,
+        checks: bool = False,
+        escalate: bool = False,
         show_progress: bool = False,
     ) -> None:
-        """`shared` False attacks every budget afresh, on the model itself, at its full cost."""
+        """`shared` False attacks every budget afresh, on the model itself, at its full cost.
+
+        `checks` looks for what makes a result doubtful, and `escalate` then adds to an attack what
+        its flags call for; see trust and escalation.
+        """
         self.subject, self.device, self.batch_size = subject, device, batch_size
         self.seed, self.examples, self.shared, self.show = seed, examples, shared, show_progress
         self.batches = (shard or Shard()).batches(len(subject.split), batch_size)
@@ -61,18 +69,23 @@ class Evaluator:
         self.shard = None if shard is None else shard
         model = subject.model.to(device)
         first, _ = subject.split.batch(torch.arange(min(len(subject.split), 64)))
-        faster, self.search_facts = copies(model, first.to(device)) if shared else ([], {})
-        self.verifier = Verifier(model, faster, subject.task)
+        self.examination: Examination | None = None
+        if checks or escalate:
+            self.examination = Examination(
+                model, subject.split, subject.task, device, batch_size=batch_size, seed=seed
+            )
+        self.escalate, self._escalated = escalate, dict[str, dict[str, object]]()
+        self.verifier = self._prepared(model, first.to(device))
         self.prediction, self.confidence = self._clean()
         self._attacks: list[AttackColumns] = []
         self._shown: list[Example] = []
-        self.flags: list[dict[str, object]] = []
 
     def attack(self, plan: AttackPlan, journal: Journal | None = None) -> None:
         """Run one attack over its budgets, and add it to the records.
 
         Batches that the `journal` holds are taken from it, and the others added to it.
         """
+        plan = self._examined(plan)
         sweep = Sweep(
             plan,
             self.verifier,
@@ -106,6 +119,12 @@ class Evaluator:
         rows_shown = self.rows[torch.from_numpy(places)].tolist()
         self._shown += [self._example(plan.name, pictures[row]) for row in rows_shown]
 
+    @property
+    def flags(self) -> tuple[dict[str, object], ...]:
+        """What the checks have raised so far, as the records hold it."""
+        findings = self.examination.findings if self.examination else []
+        return tuple(finding.flag.as_dict(finding.at) for finding in findings)
+
     def records(self) -> Records:
         """The records of every attack run so far."""
         split, provenance = self.subject.split, dict(self.subject.provenance)
@@ -128,9 +147,38 @@ class Evaluator:
                 "shared_work": self.shared,
                 "examples": self.examples,
                 "shard": shard,
+                "checks": self.examination.cost if self.examination else None,
+                "escalated": self._escalated,
             },
-            flags=tuple(self.flags),
+            flags=self.flags,
         )
+
+    def _prepared(self, model: nn.Module, first: Tensor) -> Verifier:
+        """The model and its faster copies, each with a gradient to search along."""
+        faster, self.search_facts = copies(model, first) if self.shared else ([], {})
+        if self.examination is not None and self.examination.raised("half_precision_drift"):
+            precise = [each for each in faster if not getattr(each, "coarse", False)]
+            if len(precise) < len(faster):
+                self.search_facts |= {"bfloat16": False, "why_float32": "half_precision_drift"}
+            faster = precise
+        if "why" in self.search_facts or not self.shared:  # else the copies' gradients were seen
+            model, *faster = (connected(each, first[:1]) for each in (model, *faster))
+        return Verifier(model, faster, self.subject.task)
+
+    def _examined(self, plan: AttackPlan) -> AttackPlan:
+        """The plan, with the attacks that its flags call for where that was asked for."""
+        if self.examination is None:
+            return plan
+        searched = next(m for m in self.verifier.ladder if not getattr(m, "coarse", False))
+        flags = self.examination.beside(searched, plan.attack.threat, _middle(plan))
+        attack = escalated(plan.attack, flags, plan.name) if self.escalate else plan.attack
+        if attack is plan.attack:
+            return plan
+        self._escalated[plan.name] = {
+            "attack": repr(plan.attack),
+            "because_of": [flag.name for flag in flags if remedies([flag])],
+        }
+        return replace(plan, attack=attack)
 
     def _clean(self) -> tuple[Tensor, Tensor]:
         """Clean predictions and confidences. Raises UserError if they aren't finite."""
@@ -215,7 +263,11 @@ def _worth_keeping(trails: Iterable[Trail], room: Mapping[float, int]) -> list[C
 
 def _standing(outcomes: Iterable[Outcome | None], plan: AttackPlan) -> str:
     """The robust accuracy at the middle budget, of the samples done so far."""
-    budget = plan.budgets[len(plan.budgets) // 2]
+    budget = _middle(plan)
     done = np.array([outcome.smallest for outcome in outcomes if outcome is not None])
     robust = 1 - float((done <= budget).mean()) if len(done) else 1.0
     return f"robust {robust:.1%} at {plan.attack.threat.label(budget)}"
+
+
+def _middle(plan: AttackPlan) -> float:
+    return plan.budgets[len(plan.budgets) // 2]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,12 +46,16 @@ class Journal:
     def __init__(self, results: Path, header: Mapping[str, object]) -> None:
         """Start one for the results folder, or go on with the one that is there.
 
-        Raises UserError if that one is of other weights, data or configuration.
+        Raises UserError if that one is of other weights, data or configuration, and has finished a
+        batch: a run that was refused at its start stands in nobody's way.
         """
         self.folder = results / UNFINISHED
         mine = {name: header[name] for name in WHAT}
         theirs = read_header(results)
-        if theirs is not None:
+        self.resumed = theirs is not None and any(self.folder.glob("[!.]*.npz"))
+        if theirs is None:
+            self.close()  # batches that nobody knows the owner of
+        elif self.resumed:
             other = [words for name, words in WHAT.items() if theirs.get(name) != mine[name]]
             if other:
                 raise UserError(
@@ -60,7 +63,6 @@ class Journal:
                     f"go on with what it was started with, remove {self.folder}, or choose another "
                     "--out"
                 )
-        self.resumed = theirs is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "header.json", json.dumps(mine) + "\n")
 
@@ -72,8 +74,8 @@ class Journal:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return _unpack(stored)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None  # damaged: done again
+        except Exception:  # zip files can be damaged in many ways: done again
+            return None
 
     def add(
         self,
@@ -118,8 +120,8 @@ def _pack(outcomes: Sequence[Outcome], pictures: Sequence[Candidate]) -> dict[st
     packed["pictures"] = np.array(plain, dtype=np.float64).reshape(len(plain), 5)
     for number, picture in enumerate(pictures):
         packed[f"image{number}"] = picture.adversarial.numpy()
-        if picture.flow is not None:
-            packed[f"flow{number}"] = picture.flow.numpy()
+        flow = picture.flow
+        packed[f"flow{number}"] = np.empty(0) if flow is None else flow.numpy()
     return packed
 
 
@@ -137,7 +139,7 @@ def _unpack(stored: Mapping[str, Any]) -> tuple[list[Outcome], list[Candidate]]:
             int(prediction),
             confidence,
             from_numpy(stored[f"image{number}"]),
-            from_numpy(stored[f"flow{number}"]) if f"flow{number}" in stored else None,
+            from_numpy(stored[f"flow{number}"]) if stored[f"flow{number}"].size else None,
         )
         for number, (row, budget, size, prediction, confidence) in enumerate(
             stored["pictures"].tolist()

@@ -21,7 +21,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     values = parse(parser, arguments)
     folders = [Path(folder) for folder in values["shards"]]
     out = try_folder(Path(values["out"]), "--out")
-    if out in folders:
+    if out.resolve() in [folder.resolve() for folder in folders]:
         raise UserError(f"--out {out} is one of the shards: choose another folder")
     whole = merged([records.read(folder) for folder in folders])
     records.write(whole, out)

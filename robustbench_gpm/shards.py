@@ -60,7 +60,15 @@ def merged(parts: Sequence[Records]) -> Records:
     kinds = {(r.model, *(str(r.provenance[name]) for name in HASHES)) for r in parts}
     if len(kinds) > 1:
         raise UserError("these records are of different evaluations: merge the shards of one only")
-    total, size, count = (int(about[0][key]) for key in ("total", "batch_size", "parts"))
+    sharings = {
+        tuple(int(shard[key]) for key in ("total", "batch_size", "parts")) for shard in about
+    }
+    if len(sharings) > 1:
+        raise UserError(
+            "these shards were cut differently: give all of them the same number of parts and the "
+            "same --batch_size"
+        )
+    ((total, size, count),) = sharings
     if sorted(int(shard["part"]) for shard in about) != list(range(1, count + 1)):
         raise UserError(f"merge needs each of the {count} shards once: {len(parts)} were given")
     names = [[attack.name for attack in records.attacks] for records in parts]

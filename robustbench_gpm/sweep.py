@@ -4,6 +4,9 @@ A sample is attacked at the largest budget first. What fools it there is drawn b
 budgets for as long as it still fools; then the attack is made afresh just below. It ends at the
 first budget that the sample withstands, and so a sample withstands at most one attack: to be fooled
 is cheap, since an attack stops there, and to withstand is what costs.
+
+Most samples that withstand do so by far. After the attack's first step at the full budget a sample
+that would need, to first order, a further HOPELESS budgets is not attacked on.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +25,10 @@ from .core import Samples
 from .datasets import Split
 from .showcase import Candidate
 from .verdict import SLACK, Attempt, Verifier
+
+# None of the images that AutoAttack broke missed more than 1.2 budgets after the first step, on two
+# robust networks at five budgets; a third to a half of those that it did not break missed over 2.
+HOPELESS = 2.0
 
 SCOUT = "first step"  # what broke a sample that one whole step of the attack was enough for
 
@@ -67,10 +75,17 @@ class Sweep:
         *,
         seed: int,
         shared: bool = True,
+        gated: bool = True,
     ) -> None:
-        """`shared` False: every budget is attacked afresh, whatever happened at the others."""
+        """`shared` False: every budget is attacked afresh, whatever happened at the others.
+
+        `gated` False: nobody is given up as hopeless, as where gradients are not to be trusted.
+        """
         self.plan, self.verifier, self.split, self.device = plan, verifier, split, device
-        self.seed, self.shared = seed, shared
+        self.seed, self.shared, self.gated = seed, shared, gated
+        self.attack = plan.attack
+        if shared and len(plan.budgets) > 1 and isinstance(plan.attack, MinimumNormAttack):
+            self.attack = _to_the_end(plan.attack)
 
     def run(self, rows: Tensor) -> list[Trail]:
         """The finished trails of the samples in `rows` (B,), in that order."""
@@ -93,7 +108,7 @@ class Sweep:
         """One attack, at one budget, on the trails that have come to it."""
         began = time.perf_counter()
         plan = self.plan
-        attack = plan.attack.scout if scout and plan.attack.scout else plan.attack
+        attack = plan.attack.scout if scout and plan.attack.scout else self.attack
         x, y = torch.stack([t.x for t in group]), torch.stack([t.y for t in group])
         seed = zlib.crc32(f"{self.seed}/{plan.name}/{scout}/{plan.budgets[level]!r}".encode())
         samples = Samples(self.split.index[[t.row for t in group]], seed)
@@ -102,6 +117,13 @@ class Sweep:
         levels = torch.where(fooled, level, len(plan.budgets)).cpu()
         if self.shared:
             self._draw_in(attack, x, y, outcome, levels, samples)
+        hopeless = torch.zeros_like(fooled)
+        if scout and self.gated and attack.threat.name in ("linf", "l2"):
+            left = ~fooled
+            missing = self.verifier.missing(
+                attack, plan.budgets[level], outcome.images[left], y[left], samples.select(left)
+            )
+            hopeless[left] = missing > HOPELESS
         seconds = time.perf_counter() - began
         passes = samples.forwards + samples.backwards
         for i, (trail, by) in enumerate(zip(group, samples.broken_by, strict=True)):
@@ -112,7 +134,7 @@ class Sweep:
                 trail.lowest_level = int(levels[i])
                 trail.broken_by = SCOUT if scout else by or plan.name
                 trail.found = self._candidate(trail, outcome, i)
-            trail.level = self._next(trail, bool(fooled[i]))
+            trail.level = None if hopeless[i] else self._next(trail, bool(fooled[i]))
             trail.scout = False
 
     def _within(self, size: Tensor, level: int) -> Tensor:
@@ -175,3 +197,10 @@ class Sweep:
             outcome.images[i].float().cpu(),
             outcome.perturbation[i].float().cpu() if moves else None,
         )
+
+
+def _to_the_end(attack: MinimumNormAttack) -> MinimumNormAttack:
+    """The attack going on after what is good for the largest budget: nearer serves the smaller."""
+    stops = "early_stop" in {field.name for field in fields(attack)}
+    changes: dict[str, Any] = {"early_stop": False} if stops else {}
+    return replace(attack, **changes)

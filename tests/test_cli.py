@@ -277,6 +277,7 @@ def test_the_papers_four_commands(run: Run, tmp_path: Path) -> None:
 def test_the_doors_are_scripts_and_a_console_command(tmp_path: Path) -> None:
     """In a checkout as it is, evaluate.py attacks a checkpoint that came with it."""
     door = [sys.executable, str(ROOT / "evaluate.py"), "--attack", "stadv", "--limit", "20"]
+    door += ["--data_name", "digits"]
     done = subprocess.run(
         [*door, "--out", str(tmp_path / "out")],
         cwd=ROOT,
@@ -284,7 +285,7 @@ def test_the_doors_are_scripts_and_a_console_command(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert "checkpoint: checkpoints/" in done.stdout
+    assert "checkpoint: checkpoints/digits_" in done.stdout
     assert done.stdout.splitlines()[-1] == f"figure: {tmp_path / 'out/curve.png'}"
     assert (tmp_path / "out/summary.json").exists()
     console = Path(sys.executable).parent / "robustbench-gpm"
@@ -294,7 +295,8 @@ def test_the_doors_are_scripts_and_a_console_command(tmp_path: Path) -> None:
     assert "--budgets" in helped.stdout
     refused = subprocess.run([console, "attack"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert refused.stderr == "robustbench-gpm: unknown command 'attack': use train or evaluate\n"
+    told = "robustbench-gpm: unknown command 'attack': use train, evaluate or merge\n"
+    assert refused.stderr == told
 
 
 TRAIN_ERRORS = {
@@ -347,7 +349,7 @@ EVALUATE_ERRORS = {
     "negative budget": (["--attack", "pgd", "--budgets", "pgd=-1/255"], "must be above 0"),
     "twin budgets": (["--attack", "pgd", "--budgets", "8/255", "0.0313725"], "first six digits"),
     "model function": (["--model", "net.py", "--data_name", "digits"], "names no function"),
-    "foreign budget": (["--budgets", "fgsmm=0.1"], "'fgsmm' is none of"),
+    "foreign budget": (["--budgets", "fgsmm=0.1"], "unknown attack 'fgsmm': did you mean 'fgsm'?"),
     "missing checkpoint": (["--checkpoint", "nowhere"], "there is no checkpoint at nowhere"),
     "limit": (["--limit", "0"], "--limit must be above 0, not 0"),
     "bare model": (["--model", "digits_cnn"], "--data_name"),

@@ -28,6 +28,7 @@ MARKERS = "os^Dv*X"
 THREATS = ("linf", "l2", "flow")  # the order of the panels; any other comes after
 PANEL = (4.0, 3.3)  # inches
 MOST_TICKS = 9
+LETTERS = 13  # an inch, of size 9
 
 
 class Line(NamedTuple):
@@ -43,8 +44,9 @@ def draw_curves(models: Sequence[Records], folder: Path, name: str = "curve") ->
     """Draw robust accuracy (%) against budget into `folder/name.png` and `.pdf`, and return both.
 
     Colour tells the model, line and marker the attack; a line starts at budget 0 with the clean
-    accuracy, and its band is the 95% interval. The same records give the same bytes. Raises
-    UserError where records hold no sample, ValueError where there is no attack.
+    accuracy, and its band is the 95% interval. A box on top names the models whose flags cast doubt
+    on them. The same records give the same bytes. Raises UserError where records hold no sample,
+    ValueError where there is no attack.
     """
     lines = _lines(models)
     if not lines:
@@ -62,6 +64,7 @@ def draw_curves(models: Sequence[Records], folder: Path, name: str = "curve") ->
     for panel in list(panels)[len(threats) :]:
         panel.set_visible(False)
     _add_legend(figure, lines)
+    _add_doubts(figure, models)
     return save(figure, folder / f"{name}.png"), save(figure, folder / f"{name}.pdf")
 
 
@@ -165,3 +168,39 @@ def _add_legend(figure: Figure, lines: list[Line]) -> None:
             break
         legend.remove()
     figure.set_size_inches(width, height + size.height / figure.dpi)
+
+
+def _add_doubts(figure: Figure, models: Sequence[Records]) -> None:
+    """Name in a box on top whose results are in doubt, and why; make the figure taller by it."""
+    width, height = figure.get_size_inches()
+    told = [
+        textwrap.fill(f"{name}: {doubts}", int(LETTERS * width), subsequent_indent="    ")
+        for records, name in zip(models, _names(models), strict=True)
+        if (doubts := _doubts(records))
+    ]
+    if not told:
+        return
+    note = figure.legend(  # a legend of nothing but its title, which the layout makes room for
+        handles=[],
+        title="\n".join(["Results in doubt (summary.json says why):", *told]),
+        title_fontsize=9,
+        loc="outside upper center",
+        edgecolor="black",
+        framealpha=1,
+        labelspacing=0,
+    )
+    note.get_title().set_multialignment("left")
+    extent = note.get_window_extent()
+    figure.set_size_inches(width, height + extent.height / figure.dpi)
+
+
+def _doubts(records: Records) -> str:
+    """The records' flags by name, and the norm and budget they went up at."""
+    places: dict[str, list[str]] = {}
+    for flag in records.flags:
+        if flag.get("kind") != "note":
+            place = str(flag.get("at", "")).replace(" ", "\u00a0")  # on one line
+            names = places.setdefault(place, [])
+            names.append(str(flag["name"]).replace("_", " "))
+    told = [", ".join(names) + (f" ({at})" if at else "") for at, names in places.items()]
+    return "; ".join(told)

@@ -19,9 +19,14 @@ class Flag:
     threshold: float
     meaning: str
 
-    def as_dict(self) -> dict[str, str | float]:
-        """The flag as plain values, which JSON can hold."""
-        return asdict(self)
+    def as_dict(self, at: str = "") -> dict[str, object]:
+        """The flag as plain values, which JSON can hold; `at` is the norm and budget, if any.
+
+        `kind` is "doubt", or "note" for what casts no doubt on the result.
+        """
+        kind = "note" if self.name in NOTES else "doubt"
+        place = {"at": at} if at else {}
+        return {"kind": kind, **asdict(self), **place}
 
 
 def raised(name: str, measured: float, threshold: float) -> list[Flag]:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from ..attacks import Attack
 from ..attacks.fgsm import FGSM
 from ..attacks.pgd import PGD
+from ..attacks.smoothed import SmoothedPGD
 from ..attacks.square import Square
 from ..attacks.threats import THREATS
 from ..core import Loss, Samples, frozen
 from ..losses import LOSSES
 from .flags import Flag, raised
 from .outputs import FLOAT_NOISE, Connected, disagreement, random_state_kept
-from .probes import judged, no_gradient, smoothed
+from .probes import judged, no_gradient
 
 # On honest networks (natural, gradient-penalised, adversarially trained) at eleven budgets of both
 # norms no image lacked a gradient or failed to rise, and other attacks gained one image of 64.
@@ -129,10 +130,9 @@ class _Probing:
         fgsm, _ = self._run(FGSM(norm), x, y, budget, everyone)
         longer, _ = self._run(PGD(norm, steps=100), x, y, budget, ~pgd & ~flat)
         left = ~(pgd | fgsm | longer)
-        smooth = torch.zeros_like(flat)
-        if bool(left.any()):
-            part = self.samples.select(left)
-            smooth[left] = smoothed(model, x[left], y[left], budget, norm, margin, part)
+        # Made on a smooth surrogate: the model averaged over noise.
+        surrogate = SmoothedPGD(norm, steps=10, step_size=0.25, draws=6)
+        smooth, _ = self._run(surrogate, x, y, budget, left)
         blind, _ = self._run(Square(norm, queries=QUERIES), x, y, budget, left)
         # The whole of [0,1]^n lies within this distance of any of its points.
         whole = float(THREATS[norm].size(torch.ones_like(x[:1])))

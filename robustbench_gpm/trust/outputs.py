@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..core import frozen
+
 FLOAT_NOISE = 1e-4  # of the outputs' spread; the same pass twice differs by about 1e-6, if at all
 
 
@@ -31,6 +33,21 @@ class Connected(nn.Module):
         return logits + nothing.view(-1, *[1] * (logits.dim() - 1))
 
 
+def connected(model: nn.Module, sample: Tensor) -> nn.Module:
+    """`model` where a gradient reaches its images, tried on `sample` (B,C,H,W); else `Connected`.
+
+    One forward and backward pass; a model that has its gradient costs nothing more afterwards.
+    """
+    with random_state_kept(sample.device), frozen(model), torch.enable_grad():
+        x = sample.detach().clone().requires_grad_()
+        logits: Tensor = model(x)
+        reached = logits.requires_grad
+        if reached:
+            (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
+            reached = gradient is not None
+    return model if reached else Connected(model)
+
+
 def disagreement(one: Tensor, other: Tensor) -> float:
     """The largest difference of two outputs (B,K,...), as a share of the spread of the first."""
     if one.numel() == 0:
@@ -42,6 +59,15 @@ def disagreement(one: Tensor, other: Tensor) -> float:
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Torch's random numbers afterwards as before, whatever a randomised model draws."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """Torch's random numbers afterwards as before, whatever a randomised model draws.
+
+    Within, they begin anew at every call, so that the checks of such a model are the same in each
+    shard and in a run that goes on.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(0)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
         yield
