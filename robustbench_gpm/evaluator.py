@@ -25,7 +25,7 @@ from .shards import Shard
 from .showcase import Candidate, shown
 from .sweep import AttackPlan, Sweep, Trail
 from .tasks import Classification
-from .trust import Examination, connected
+from .trust import Examination, Flag, connected
 from .verdict import Verifier
 
 
@@ -85,7 +85,8 @@ class Evaluator:
 
         Batches that the `journal` holds are taken from it, and the others added to it.
         """
-        plan = self._examined(plan)
+        flags = self._examined(plan)
+        plan = self._escalate(plan, flags)
         sweep = Sweep(
             plan,
             self.verifier,
@@ -93,6 +94,7 @@ class Evaluator:
             self.device,
             seed=self.seed,
             shared=self.shared,
+            gated=not remedies(flags),  # a first step says little where gradients are masked
         )
         outcomes, pictures = self._clean_mistakes(), dict[int, Candidate]()
         room = dict.fromkeys(plan.budgets, self.examples)
@@ -165,19 +167,20 @@ class Evaluator:
             model, *faster = (connected(each, first[:1]) for each in (model, *faster))
         return Verifier(model, faster, self.subject.task)
 
-    def _examined(self, plan: AttackPlan) -> AttackPlan:
-        """The plan, with the attacks that its flags call for where that was asked for."""
+    def _examined(self, plan: AttackPlan) -> list[Flag]:
+        """The flags that concern the plan."""
         if self.examination is None:
-            return plan
+            return []
         searched = next(m for m in self.verifier.ladder if not getattr(m, "coarse", False))
-        flags = self.examination.beside(searched, plan.attack.threat, _middle(plan))
+        return self.examination.beside(searched, plan.attack.threat, _middle(plan))
+
+    def _escalate(self, plan: AttackPlan, flags: list[Flag]) -> AttackPlan:
+        """The plan, with the attacks that its flags call for where that was asked for."""
         attack = escalated(plan.attack, flags, plan.name) if self.escalate else plan.attack
         if attack is plan.attack:
             return plan
-        self._escalated[plan.name] = {
-            "attack": repr(plan.attack),
-            "because_of": [flag.name for flag in flags if remedies([flag])],
-        }
+        reasons = [flag.name for flag in flags if remedies([flag])]
+        self._escalated[plan.name] = {"attack": repr(plan.attack), "because_of": reasons}
         return replace(plan, attack=attack)
 
     def _clean(self) -> tuple[Tensor, Tensor]:

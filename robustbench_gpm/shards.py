@@ -71,8 +71,10 @@ def merged(parts: Sequence[Records]) -> Records:
     ((total, size, count),) = sharings
     if sorted(int(shard["part"]) for shard in about) != list(range(1, count + 1)):
         raise UserError(f"merge needs each of the {count} shards once: {len(parts)} were given")
+    configuration = first.provenance.get("configuration")
+    asked = configuration.get("attack") if isinstance(configuration, dict) else None
     names = [[attack.name for attack in records.attacks] for records in parts]
-    if any(listed != names[0] for listed in names):
+    if any(listed != list(dict.fromkeys(asked or names[0])) for listed in names):
         raise UserError("some of these shards are unfinished: run them again until they end")
     shares = [Shard(int(s["part"]), count).batches(total, size) for s in about]
     rows = np.concatenate([torch.cat([r for _, r in share]).numpy() for share in shares])

@@ -27,8 +27,8 @@ from .showcase import Candidate
 from .verdict import SLACK, Attempt, Verifier
 
 # None of the images that AutoAttack broke missed more than 1.2 budgets after the first step, on two
-# robust networks at five budgets; a third to a half of those that it did not break missed over 2.
-HOPELESS = 2.0
+# robust networks at five budgets; up to two thirds of those that it did not break missed over 1.5.
+HOPELESS = 1.5
 
 SCOUT = "first step"  # what broke a sample that one whole step of the attack was enough for
 

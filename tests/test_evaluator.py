@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from attack_stage import quick
 from torch import Tensor, nn
 
 from robustbench_gpm import evaluator as module
@@ -115,7 +116,7 @@ def test_the_book_holds_every_pass_through_the_model(monkeypatch: pytest.MonkeyP
 
     model.register_forward_hook(count)
     running = Evaluator(subject(model), torch.device("cpu"), batch_size=4)
-    passes.update(forwards=0)  # the clean pass belongs to no attack
+    passes.update(forwards=0, backwards=0)  # what came before belongs to no attack
     running.attack(plan())
     (pgd,) = running.records().attacks
     assert pgd.forwards.sum() == passes["forwards"]
@@ -186,3 +187,67 @@ def test_examples_are_fooled_samples_whatever_the_batch(attack: str) -> None:
         shown.append([(e.index, e.budget) for e in records.examples])
     assert shown[0] == shown[1]
     assert len(shown[0]) == len(set(shown[0])) >= 2
+
+
+class Rows(nn.Module):
+    """A linear model of so many classes; `folded` adds one that no image can ever come near."""
+
+    def __init__(self, classes: int, *, folded: bool = False) -> None:
+        super().__init__()
+        weight = torch.randn(classes, 36, generator=torch.manual_seed(8))
+        self.weight, self.folded = nn.Parameter(weight), folded
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = (x.flatten(1) - 0.5) @ self.weight.T
+        return nn.functional.pad(logits, (0, 1), value=-1e4) if self.folded else logits
+
+    def distances(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
+        """To the nearest boundary, far from the edges of the unit cube; linf or l2, (B,)."""
+        logits, weight = (x.flatten(1) - 0.5) @ self.weight.T, self.weight
+        short = logits.gather(1, y[:, None]) - logits
+        slope = (weight[y][:, None] - weight).norm(p=1 if norm == "linf" else 2, dim=2)
+        return (short / slope).scatter(1, y[:, None], torch.inf).amin(1).detach()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("absent", [False, True])
+def test_few_classes_absent_ones_and_folded_ones_are_no_trouble(
+    classes: int, folded: bool, absent: bool, norm: str
+) -> None:
+    model = Rows(classes, folded=folded)
+    noise = torch.randint(-30, 31, (16, 1, 6, 6), generator=torch.manual_seed(9))
+    images = (128 + noise).to(torch.uint8)
+    x = images.float() / 255
+    y = model(x).argmax(1).detach()
+    assert len(y.unique()) == classes
+    here = y > 0 if absent else y >= 0
+    images, x, y = images[here], x[here], y[here]
+    away = model.distances(x, y, norm)
+    ranked = away.sort().values
+    gaps = (ranked[1:] / ranked[:-1]).argsort(descending=True)[:3].sort().values
+    budgets = tuple((ranked[gaps] * ranked[gaps + 1]).sqrt().tolist())
+    names = tuple("abcd"[: classes + folded])
+    data = Split(images, y, torch.arange(len(y)), names)
+    who = Subject("rows", model, data, Classification(), HASHES)
+    name = "autoattack" if norm == "linf" else "autoattack-l2"
+    one = AttackPlan(name, quick(ATTACKS[name]), budgets)
+    wanted = [min((b for b in budgets if b >= d), default=np.nan) for d in away.tolist()]
+    sizes = (1, 100) if classes == 2 else (100,)
+    for size in sizes:
+        (found,) = measure(who, one, batch_size=size).attacks
+        np.testing.assert_array_equal(found.smallest_budget, wanted)
+        members = {"apgd-ce", "apgd-t", "fab-t", "square", None}
+        assert set(found.broken_by) <= members
+
+
+@pytest.mark.parametrize("name", ["autoattack-l1", "autoattack-plus", "autoattack-rand", "fast"])
+def test_two_classes_and_a_batch_of_one_suit_every_ensemble(name: str) -> None:
+    attack = quick(ATTACKS[name])
+    budgets = (3.0, 20.0) if attack.threat.name == "l1" else BUDGETS
+    away = (GREYS.double() / 255 - 0.5).abs().numpy() * (16 if len(budgets) == 2 else 1)
+    (found,) = measure(subject(), AttackPlan(name, attack, budgets), batch_size=1).attacks
+    wanted = np.array([min((b for b in budgets if b > d), default=np.nan) for d in away])
+    wanted[-1] = 0.0
+    np.testing.assert_array_equal(found.smallest_budget, wanted)

@@ -17,28 +17,39 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from whole_runs import ROOT, TRAINED, Run, assert_same, measured, one_sentence, run
 
+from robustbench_gpm import cli
 from robustbench_gpm.checkpoint import BEST
 from robustbench_gpm.sweep import Sweep, Trail
 
 __all__ = ["run"]  # a fixture
 
-COMMON = ["--checkpoint", TRAINED, "--device", "cpu", "--limit", 24, "--batch_size", 4]
-QUICK = [*COMMON, "--attack", "pgd", "stadv", "--budgets", "pgd=8/255,0.1", "stadv=0.1,0.4"]
+QUICK = ["--checkpoint", TRAINED, "--device", "cpu", "--limit", 24, "--batch_size", 4]
+QUICK += ["--attack", "apgd", "flow-pgd", "--budgets", "apgd=8/255,0.1", "flow-pgd=0.1,0.4"]
+QUICK += ["--examples", 2, "--no_checks"]
+BATCHES = 12  # six of each attack
 NAMES = {"curve.pdf", "curve.png", "examples.parquet", "examples.png", "records.parquet"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of an evaluation that nothing has cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert cli.evaluate([*map(str, QUICK), "--out", str(folder)]) == 0
+    return folder
 
 
 def cut_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Ctrl-C in the batch after so many; what is returned takes it back."""
-    whole, done = Sweep.run, list[int]()
+    every, done = Sweep.run, list[int]()
 
     def interrupted(self: Sweep, rows: Tensor) -> list[Trail]:
         if len(done) == batches:
             raise KeyboardInterrupt
         done.append(len(rows))
-        return whole(self, rows)
+        return every(self, rows)
 
     monkeypatch.setattr(Sweep, "run", interrupted)
-    return lambda: monkeypatch.setattr(Sweep, "run", whole)
+    return lambda: monkeypatch.setattr(Sweep, "run", every)
 
 
 def batches_in(folder: Path) -> list[str]:
@@ -47,62 +58,66 @@ def batches_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("out", ["kept", None])
 def test_a_killed_evaluation_goes_on_to_the_same_records(
-    out: str | None, run: Run, tmp_path: Path
+    out: str | None, run: Run, whole: Path, tmp_path: Path
 ) -> None:
-    slow = [*COMMON, "--attack", "apgd-t", "flow-pgd", "--budgets", "apgd-t=4/255,0.1", "0.4"]
-    slow = [*slow[:-1], "flow-pgd=0.1,0.3", *(["--out", out] if out else [])]
+    asked = [*QUICK, *(["--out", out] if out else [])]
     folder = tmp_path / (out or "results/digits_baseline")
-    door = [sys.executable, str(ROOT / "evaluate.py"), *map(str, slow)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        door, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
-    ) as process:
+    door = [sys.executable, str(ROOT / "evaluate.py"), *map(str, asked)]
+    quiet = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(door, cwd=tmp_path, **quiet) as process:  # type: ignore[call-overload]
         while process.poll() is None and not batches_in(folder):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-    kept = batches_in(folder)
-    assert 1 <= len(kept) < 12
+    assert 1 <= len(batches_in(folder)) < BATCHES
     assert not (folder / "summary.json").exists()
-    code, told, error = run(*slow)
+    code, told, error = run(*asked)
     assert code == 0, error
     assert f"going on with the evaluation in {folder.relative_to(tmp_path)}" in told
     assert f"results: {folder.relative_to(tmp_path)}\n" in told
-    assert run(*slow, "--out", "uninterrupted")[0] == 0
-    assert_same(folder, tmp_path / "uninterrupted")
+    assert_same(folder, whole)
     assert not list(tmp_path.rglob("unfinished"))
 
 
 def test_ctrl_c_keeps_the_finished_batches_and_they_are_not_done_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restore = cut_after(8, monkeypatch)
     code, _, error = run(*QUICK, "--out", "cut")
     assert code == 130
     assert "interrupted" in error
     assert "kept" in error
-    assert len(batches_in(tmp_path / "cut")) == 8  # of six of each attack
+    assert len(batches_in(tmp_path / "cut")) == 8
     restore()
-    four_more = cut_after(4, monkeypatch)
+    cut_after(BATCHES - 8, monkeypatch)
     assert run(*QUICK, "--out", "cut")[0] == 0
-    four_more()
-    assert run(*QUICK, "--out", "whole")[0] == 0
-    assert_same(tmp_path / "cut", tmp_path / "whole")
+    assert_same(tmp_path / "cut", whole)
     assert set(measured(tmp_path / "cut")["files"]) == NAMES | {"summary.json"}
 
 
-def test_a_damaged_batch_is_done_again(
+def test_the_checks_of_an_evaluation_that_goes_on_are_those_of_a_whole_one(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = [flag for flag in QUICK if flag != "--no_checks"]
+    checked[checked.index("--limit") + 1] = 8
+    restore = cut_after(1, monkeypatch)
+    assert run(*checked, "--out", "cut")[0] == 130
+    restore()
+    for out in ("cut", "whole"):
+        assert run(*checked, "--out", out)[0] == 0
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_damaged_batch_is_done_again(
+    run: Run, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restore = cut_after(8, monkeypatch)
     run(*QUICK, "--out", "cut")
     restore()
     for number, content in ((1, b""), (3, b"PK nonsense")):
-        (tmp_path / f"cut/unfinished/pgd-{number}.npz").write_bytes(content)
-    six_more = cut_after(6, monkeypatch)
+        (tmp_path / f"cut/unfinished/apgd-{number}.npz").write_bytes(content)
+    cut_after(BATCHES - 8 + 2, monkeypatch)
     assert run(*QUICK, "--out", "cut")[0] == 0
-    six_more()
-    assert run(*QUICK, "--out", "whole")[0] == 0
-    assert_same(tmp_path / "cut", tmp_path / "whole")
+    assert_same(tmp_path / "cut", whole)
 
 
 def test_what_was_started_with_something_else_is_not_gone_on_with(
@@ -137,16 +152,17 @@ def test_what_was_started_with_something_else_is_not_gone_on_with(
 def test_by_default_another_evaluation_takes_another_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    small = [*QUICK, "--limit", 8, "--examples", 0]
     restore = cut_after(2, monkeypatch)
-    assert run(*QUICK)[0] == 130
-    assert run(*QUICK, "--seed", 1)[0] == 130
+    assert run(*small)[0] == 130
+    assert run(*small, "--seed", 1)[0] == 130
     restore()
     results = tmp_path / "results"
     assert sorted(path.name for path in results.iterdir()) == [
         "digits_baseline",
         "digits_baseline-2",
     ]
-    assert run(*QUICK, "--seed", 1)[1].rstrip().endswith("results/digits_baseline-2/curve.png")
+    assert run(*small, "--seed", 1)[1].rstrip().endswith("results/digits_baseline-2/curve.png")
     assert len(batches_in(results / "digits_baseline")) == 2
-    assert run(*QUICK)[1].rstrip().endswith("results/digits_baseline/curve.png")
-    assert run(*QUICK)[1].rstrip().endswith("results/digits_baseline-3/curve.png")
+    assert run(*small)[1].rstrip().endswith("results/digits_baseline/curve.png")
+    assert run(*small)[1].rstrip().endswith("results/digits_baseline-3/curve.png")

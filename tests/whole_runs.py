@@ -24,7 +24,10 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = cli.evaluate([str(argument) for argument in arguments])
+        try:
+            code = cli.evaluate([str(argument) for argument in arguments])
+        except SystemExit as left:
+            code = int(left.code or 0)
         out, err = capsys.readouterr()
         return code, out, err.strip().replace("\r", "\n").rpartition("\n")[2]
 
