@@ -16,6 +16,7 @@ from .flow import FlowPGD
 from .fmn import FMN
 from .minimum_norm import MinimumNormAttack
 from .pgd import PGD
+from .smoothed import SmoothedPGD
 from .square import Square
 from .stadv import StAdv
 from .stadv_lbfgs import StAdvLBFGS
@@ -44,6 +45,8 @@ ATTACKS: Table[Attack] = Table(
         **{f"square{_suffix(n)}": Square(n) for n in NORMS},
         **{f"fast{_suffix(n)}": FastVerdict(n) for n in NORMS},
         **{f"{name}{_suffix(n)}": make(n) for name, make in VERSIONS.items() for n in NORMS},
+        "smoothed-pgd": SmoothedPGD("linf"),
+        "smoothed-pgd-l2": SmoothedPGD("l2"),
         "deepfool": DeepFool("linf"),
         "deepfool-l2": DeepFool("l2"),
         **{f"fmn{_suffix(n)}": FMN(n) for n in NORMS},
