@@ -39,7 +39,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     seed_everything(config.seed)
     try_folder(config.out or RESULTS, "--out")
     subjects = subjects_of(config, values)
-    headers = {subject.name: _header(config, subject) for subject in subjects}
+    headers = {subject.name: _header(config, subject, plans) for subject in subjects}
     folder = _folder(config, subjects, headers)
     own = {s.name: folder / s.name if len(subjects) > 1 else folder for s in subjects}
     journals = {name: Journal(own[name], header) for name, header in headers.items()}
@@ -65,9 +65,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
             records.write(evaluator.records(), own[subject.name])  # what is measured is kept
         measured.append(evaluator.records())
         report(measured[-1], own[subject.name])
-        journal.close()
     if len(subjects) > 1:
         draw_curves(measured, folder)
+    for journal in journals.values():
+        journal.close()
     print(f"results: {folder}")
     print(f"figure: {folder / 'curve.png'}")
 
@@ -133,10 +134,18 @@ def _budget(text: str, attack: Attack) -> float:
     return budget
 
 
-def _header(config: EvaluateConfig, subject: Subject) -> dict[str, object]:
+def _header(
+    config: EvaluateConfig, subject: Subject, plans: Sequence[AttackPlan]
+) -> dict[str, object]:
     """What an unfinished evaluation must share with this one to be gone on with."""
     hashes = {name: subject.provenance[name] for name in records.HASHES}
-    return {**hashes, "shard": config.shard, "batch_size": config.batch_size}
+    attacks = [[plan.name, repr(plan.attack), list(plan.budgets)] for plan in plans]
+    return {
+        **hashes,
+        "attacks": attacks,
+        "shard": config.shard,
+        "batch_size": config.batch_size,
+    }
 
 
 def _folder(

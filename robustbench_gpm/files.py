@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .core import UserError
@@ -50,7 +50,8 @@ def try_folder(path: Path, flag: str) -> Path:
     missing = not path.exists()
     writable_folder(path, flag)
     if missing:
-        path.rmdir()
+        with suppress(OSError):  # another process may have found a use for it
+            path.rmdir()
     return path
 
 

@@ -20,10 +20,12 @@ from .files import atomically, safe_name, write_text
 from .showcase import Candidate
 
 UNFINISHED = "unfinished"
+HEADER = "header.json"
 WHAT = {
     "weights_hash": "weights",
     "data_hash": "data",
     "configuration_hash": "configuration",
+    "attacks": "version of the attacks",
     "shard": "shard",
     "batch_size": "batch size",
 }
@@ -50,21 +52,21 @@ class Journal:
         batch: a run that was refused at its start stands in nobody's way.
         """
         self.folder = results / UNFINISHED
-        mine = {name: header[name] for name in WHAT}
+        self._header = mine = {name: header[name] for name in WHAT}
         theirs = read_header(results)
         self.resumed = theirs is not None and any(self.folder.glob("[!.]*.npz"))
-        if theirs is None:
-            self.close()  # batches that nobody knows the owner of
-        elif self.resumed:
+        if theirs is None or not self.resumed:
+            self.close()  # batches that nobody knows the owner of, or a header without any
+        else:
             other = [words for name, words in WHAT.items() if theirs.get(name) != mine[name]]
+            if WHAT["configuration_hash"] in other and WHAT["attacks"] in other:
+                other.remove(WHAT["attacks"])  # which follow from it
             if other:
                 raise UserError(
                     f"{results} holds an unfinished evaluation with another {' and '.join(other)}: "
                     f"go on with what it was started with, remove {self.folder}, or choose another "
                     "--out"
                 )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "header.json", json.dumps(mine) + "\n")
 
     def read(self, attack: str, batch: int) -> tuple[list[Outcome], list[Candidate]] | None:
         """A finished batch and its pictures; None where it has yet to be done."""
@@ -84,7 +86,10 @@ class Journal:
         outcomes: Sequence[Outcome],
         pictures: Sequence[Candidate],
     ) -> None:
-        """Keep a finished batch."""
+        """Keep a finished batch; with the first, whose it is."""
+        if not (self.folder / HEADER).is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / HEADER, json.dumps(self._header) + "\n")
         with atomically(self._path(attack, batch)) as path, path.open("wb") as file:
             np.savez(file, **_pack(outcomes, pictures))
 
@@ -99,7 +104,7 @@ class Journal:
 def read_header(results: Path) -> dict[str, object] | None:
     """Whose unfinished work lies in a results folder; None where there is none."""
     try:
-        text = (results / UNFINISHED / "header.json").read_text(encoding="utf-8")
+        text = (results / UNFINISHED / HEADER).read_text(encoding="utf-8")
         header: dict[str, object] = json.loads(text)
     except (OSError, ValueError):
         return None

@@ -17,6 +17,7 @@ HEADER: dict[str, object] = {
     "weights_hash": "0a",
     "data_hash": "1b",
     "configuration_hash": "2c",
+    "attacks": [["pgd", "PGD(steps=20)", [0.1]]],
     "shard": None,
     "batch_size": 4,
 }
@@ -94,7 +95,8 @@ def test_a_run_that_finished_no_batch_stands_in_nobodys_way(tmp_path: Path) -> N
     Journal(tmp_path, HEADER)
     other = {**HEADER, "shard": "1/2"}
     assert not Journal(tmp_path, other).resumed
-    assert read_header(tmp_path) == other
+    assert read_header(tmp_path) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_batches_without_a_header_are_nobodys(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_a_damaged_batch_is_as_good_as_none(tmp_path: Path) -> None:
         assert journal.read("pgd", 0) is None, kept
     wanted = in_words(journal_read(journal, path, whole))
     rng = np.random.default_rng(0)
-    for place in rng.integers(0, len(whole), 500):  # a flipped bit is noticed, or does no harm
+    for place in rng.integers(0, len(whole), 200):  # a flipped bit is noticed, or does no harm
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(rng.integers(8))
         found = journal_read(journal, path, bytes(flipped))

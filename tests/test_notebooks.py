@@ -51,6 +51,7 @@ def test_accuracy_versus_budget_measures_where_there_are_no_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESULTS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # its processes, beside other tests
     outputs = execute({"EPOCHS = 40": "EPOCHS = 2", "LIMIT = 200": "LIMIT = 20"})
     table = "".join(output.text for output in outputs["table"])
     assert "baseline (20 images): clean accuracy" in table

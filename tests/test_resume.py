@@ -155,6 +155,8 @@ def test_by_default_another_evaluation_takes_another_folder(
     small = [*QUICK, "--limit", 8, "--examples", 0]
     restore = cut_after(2, monkeypatch)
     assert run(*small)[0] == 130
+    restore()
+    restore = cut_after(2, monkeypatch)
     assert run(*small, "--seed", 1)[0] == 130
     restore()
     results = tmp_path / "results"
@@ -166,3 +168,23 @@ def test_by_default_another_evaluation_takes_another_folder(
     assert len(batches_in(results / "digits_baseline")) == 2
     assert run(*small)[1].rstrip().endswith("results/digits_baseline/curve.png")
     assert run(*small)[1].rstrip().endswith("results/digits_baseline-3/curve.png")
+
+
+def test_two_models_cut_off_at_the_second_go_on_in_the_same_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = ROOT / "checkpoints/digits_baseline", ROOT / "checkpoints/digits_fgr300"
+    asked = ["--attack", "pgd", "--budgets", "8/255", "--limit", 8, "--batch_size", 4]
+    asked += ["--examples", 0, "--no_checks", "--checkpoint", *both]
+    restore = cut_after(3, monkeypatch)
+    assert run(*asked)[0] == 130
+    restore()
+    (folder,) = (tmp_path / "results").iterdir()
+    assert run(*asked)[0] == 0
+    assert list((tmp_path / "results").iterdir()) == [folder]
+    assert not list(folder.rglob("unfinished"))
+
+
+def test_a_refused_evaluation_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
+    assert run(*QUICK, "--limit", 4, "--batch_size", 4, "--shard", "3/3", "--out", "out")[0] == 2
+    assert not (tmp_path / "out/unfinished").exists()
