@@ -41,9 +41,9 @@ class Phase:
 EVERYBODY = float("inf")
 PHASES = (
     Phase(2.0, targets=2, steps=20, warm=True),
-    Phase(0.4, targets=4, steps=20),
-    Phase(0.12, targets=9, steps=40),
-    Phase(0.04, targets=9, steps=100),
+    Phase(0.5, targets=4, steps=20),
+    Phase(0.15, targets=9, steps=60),
+    Phase(0.05, targets=9, steps=100),
 )
 
 
@@ -63,7 +63,7 @@ class FastVerdict(Attack):
     steps: int = 20
     phases: tuple[Phase, ...] = PHASES
     queries: int = 500
-    queries_within: float = 0.04
+    queries_within: float = 0.05
 
     def __post_init__(self) -> None:
         """Refuse phases that are none."""

@@ -4,8 +4,9 @@
 
 The same model, images, budget, steps and step size for all. After a warm-up on the first batch
 every round runs all of them in the same order (A B C D, A B C D, ...); the median round counts.
-What an attack found is judged by the model itself, as it was loaded. `evaluator` is how
-`evaluate.py` searches: on the accelerated copy, and its time includes making the copy.
+What an attack found is judged by the model itself, as it was loaded. `fused copy` searches
+on the accelerated copy, and its time includes making the copy. The evaluator as a whole is measured
+by evaluator.py.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def contenders(budget: float) -> dict[str, Contender]:
         return found
 
     return {
-        "here, evaluator": evaluator,
+        "here, fused copy": evaluator,
         "here, plain": here,
         "torchattacks": by_torchattacks,
         "foolbox": by_foolbox,

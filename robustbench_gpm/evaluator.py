@@ -28,6 +28,8 @@ from .tasks import Classification
 from .trust import Examination, Flag, connected
 from .verdict import Verifier
 
+COMPARED = 16  # images on which a faster copy must agree with the model
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -68,7 +70,7 @@ class Evaluator:
         self.rows = torch.cat([rows for _, rows in self.batches])
         self.shard = None if shard is None else shard
         model = subject.model.to(device)
-        first, _ = subject.split.batch(torch.arange(min(len(subject.split), 64)))
+        first, _ = subject.split.batch(torch.arange(min(len(subject.split), COMPARED)))
         self.examination: Examination | None = None
         if checks or escalate:
             self.examination = Examination(
