@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, cycle
 from typing import Any
 
@@ -20,10 +20,9 @@ def figure_of(parts: Mapping[str, Sequence[Entry]]) -> Figure:
     """Eight inches wide: verdicts against time on the left, curves on the right."""
     figure = Figure(figsize=(8, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06))
     left, right = figure.subplots(1, 2)
-    titles = dict.fromkeys(e["title"] for kind in ("verdict", "curve") for e in parts.get(kind, ()))
-    markers = dict(zip(titles, cycle(MARKERS), strict=False))
-    _draw_verdicts(left, parts.get("verdict", ()), markers)
-    _draw_curves(right, parts.get("curve", ()), markers)
+    verdicts, curves = parts.get("verdict", ()), parts.get("curve", ())
+    _draw_verdicts(left, verdicts, _markers(case_of(entry) for entry in verdicts))
+    _draw_curves(right, curves, _markers(entry["title"] for entry in curves))
     for panel in (left, right):
         panel.set_ylim(bottom=-2)
         panel.set_ylabel("robust accuracy (%)")
@@ -31,6 +30,10 @@ def figure_of(parts: Mapping[str, Sequence[Entry]]) -> Figure:
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _markers(names: Iterable[str]) -> dict[str, str]:
+    return dict(zip(dict.fromkeys(names), cycle(MARKERS), strict=False))
 
 
 def _colour(name: str, entries: Sequence[Entry]) -> str:
@@ -44,7 +47,7 @@ def _draw_verdicts(panel: Axes, entries: Sequence[Entry], markers: Mapping[str, 
     """Robust accuracy against seconds, a point after each part that has a time of its own."""
     handles: dict[str, Line2D] = {}
     for entry in entries:
-        marker = markers[entry["title"]]
+        marker = markers[case_of(entry)]
         for name, result in entry["contenders"].items():
             style: dict[str, Any] = {"color": _colour(name, entries), "linewidth": 1.6}
             seconds, accuracy = _steps(entry, result, name)

@@ -29,6 +29,7 @@ from .verdict import SLACK, Attempt, Verifier
 # None of the images that AutoAttack broke missed more than 1.2 budgets after the first step, on two
 # robust networks at five budgets; up to two thirds of those that it did not break missed over 1.5.
 HOPELESS = 1.5
+VANISHED = 1e6  # beyond it there is no gradient to speak of, and nothing to be said by it
 
 SCOUT = "first step"  # what broke a sample that one whole step of the attack was enough for
 
@@ -123,7 +124,7 @@ class Sweep:
             missing = self.verifier.missing(
                 attack, plan.budgets[level], outcome.images[left], y[left], samples.select(left)
             )
-            hopeless[left] = missing > HOPELESS
+            hopeless[left] = (missing > HOPELESS) & (missing < VANISHED)
         seconds = time.perf_counter() - began
         passes = samples.forwards + samples.backwards
         for i, (trail, by) in enumerate(zip(group, samples.broken_by, strict=True)):

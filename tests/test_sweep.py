@@ -24,7 +24,7 @@ from robustbench_gpm.datasets import LoadOptions, Split, load_split
 from robustbench_gpm.deformation import warp
 from robustbench_gpm.evaluator import Evaluator, Subject
 from robustbench_gpm.records import AttackColumns, Records
-from robustbench_gpm.sweep import SCOUT, AttackPlan
+from robustbench_gpm.sweep import SCOUT, AttackPlan, Sweep
 from robustbench_gpm.tasks import Classification
 from robustbench_gpm.verdict import Verifier
 
@@ -362,3 +362,32 @@ def test_broken_by_names_the_member_that_did_it() -> None:
     assert alone.broken_by == ["watched" if hit else None for hit in near]
     scouted = columns(Linear(), data, AttackPlan("pgd", PGD(), budgets))
     assert scouted.broken_by == [SCOUT if hit else None for hit in near]
+
+
+def test_who_misses_by_far_is_not_attacked_on_and_who_has_no_gradient_is() -> None:
+    """Of the mean grey only: to first order what an image misses is known, and exact."""
+
+    class Step(nn.Module):
+        def __init__(self, slope: float) -> None:
+            super().__init__()
+            self.slope = slope
+
+        def forward(self, x: Tensor) -> Tensor:
+            lead = self.slope * (x.flatten(1).mean(1) - 0.5) - float(self.slope == 0)
+            return torch.stack((-lead, lead), dim=1)
+
+    images = torch.tensor([100, 120], dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    split = Split(
+        images.contiguous(), torch.zeros(2, dtype=torch.int64), torch.arange(2), ("a", "b")
+    )
+    plan = AttackPlan("pgd", PGD(), (5 / 255,))
+    for slope, gated, steps in (
+        (4.0, True, [2, 22]),
+        (4.0, False, [21, 21]),
+        (0.0, True, [22, 22]),
+    ):
+        verifier = Verifier(Step(slope), [], Classification())
+        sweep = Sweep(plan, verifier, split, torch.device("cpu"), seed=0, gated=gated)
+        trails = sweep.run(torch.arange(2))
+        # Steps of 5 grey levels from 100 and 120 to 127.5 leave 22.5 and 2.5: 4.5 and .5 budgets.
+        assert [trail.backwards for trail in trails] == steps
