@@ -23,7 +23,7 @@ from robustbench_gpm import evaluator as module
 from robustbench_gpm.attacks import ATTACKS
 from robustbench_gpm.datasets import Split
 from robustbench_gpm.evaluator import Evaluator, Subject
-from robustbench_gpm.journal import Journal
+from robustbench_gpm.journal import WHAT, Journal
 from robustbench_gpm.records import Records, read, write
 from robustbench_gpm.report import draw_curves
 from robustbench_gpm.shards import Shard, merged
@@ -72,10 +72,10 @@ def test_every_shard_batch_and_resumed_run_raises_the_same_flags(
     """Whatever random numbers were drawn before."""
     whole = evaluated(make())
     assert whole.flags
-    header = dict.fromkeys(("weights_hash", "data_hash", "configuration_hash", "shard"), "0")
+    header = dict.fromkeys(WHAT, "0")
     for _ in range(2):
         torch.manual_seed(7)
-        journal = Journal(tmp_path, {**header, "batch_size": 250})
+        journal = Journal(tmp_path, header)
         resumed = evaluated(make(), journal=journal)
         assert resumed.flags == whole.flags
         assert resumed.provenance["checks"] == whole.provenance["checks"]
