@@ -20,6 +20,16 @@ def as_given(_: Tensor, adversarial: Tensor) -> Tensor:
     return adversarial
 
 
+def judged(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, samples: Samples
+) -> tuple[Tensor, Tensor]:
+    """Losses (B,) and who is fooled (B,), from one forward pass that is booked."""
+    with torch.no_grad():
+        verdict = loss.judged(model, x, y)
+    samples.book(forwards=1)
+    return verdict
+
+
 def ascend(
     model: nn.Module,
     x: Tensor,
@@ -85,9 +95,7 @@ def in_turn(
     standing = torch.arange(len(x), device=x.device)
     for turn, search in enumerate(searches):
         if turn > 0:
-            with torch.no_grad():
-                _, fooled = loss.judged(model, render(x, p), y)
-            samples.book(forwards=1)
+            _, fooled = judged(model, render(x, p), y, loss, samples)
             keep = ~fooled
             if not bool(keep.any()):
                 break

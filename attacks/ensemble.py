@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples, UserError
 from ..losses import LOSSES
+from .ascent import judged
 from .base import Attack
 from .threats import Threat
 
@@ -44,9 +45,7 @@ class Ensemble(Attack):
             here = samples.select(standing)
             own = LOSSES[attack.loss_name]
             attacked = attack.perturb(model, images, labels, budget, own, here)
-            with torch.no_grad():
-                _, fooled = loss.judged(model, attacked, labels)
-            here.book(forwards=1)
+            _, fooled = judged(model, attacked, labels, loss, here)
             here.select(fooled).credit(name)
             found[standing] = attacked
             standing = standing[~fooled]

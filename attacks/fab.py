@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
+from .ascent import judged
 from .geometry import per_sample
 from .hyperplane import linearise, nearest_plane, to_hyperplane
 from .minimum_norm import MinimumNormAttack, Nearest
@@ -109,9 +110,7 @@ class BoundaryWalk(MinimumNormAttack):
                 if len(rows) == 0:
                     return
             at = self._step(x, at, fooled, margins, gradients)
-        with torch.no_grad():
-            _, fooled = loss.judged(model, at, y)
-        samples.book(forwards=1)
+        _, fooled = judged(model, at, y, loss, samples)
         nearest.offer(at, fooled, rows)
 
     def _back(
@@ -126,9 +125,7 @@ class BoundaryWalk(MinimumNormAttack):
         samples: Samples,
     ) -> Tensor:
         """Points that fool are kept in `nearest`, and gone back from by the share `beta`."""
-        with torch.no_grad():
-            _, fooled = loss.judged(model, at, y)
-        samples.book(forwards=1)
+        _, fooled = judged(model, at, y, loss, samples)
         nearest.offer(at, fooled, rows)
         return torch.where(per_sample(fooled, at), x + self.beta * (at - x), at)
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..core import Loss, Samples, UserError
 from ..losses import LOSSES
 from .apgd import APGD, TargetedAPGD
+from .ascent import judged
 from .base import Attack
-from .hyperplane import dual_size
+from .hyperplane import missing_budgets
 from .square import Square
 from .threats import THREATS, Threat
 
@@ -141,9 +142,7 @@ class _Standing:
         rows, best = rows[~fooled], best[~fooled]
         if len(rows) == 0:
             return
-        with torch.no_grad():
-            margin, over = self.loss.judged(self.model, best, self.y[rows])
-        self.samples.select(rows).book(forwards=1)
+        margin, over = judged(self.model, best, self.y[rows], self.loss, self.samples.select(rows))
         better = margin > self.margin[rows]
         self.margin[rows[better]] = margin[better]
         self.best[rows[better]] = self.answer[rows[better]] = best[better]
@@ -151,9 +150,8 @@ class _Standing:
 
     def judge(self, rows: Tensor, found: Tensor, name: str) -> None:
         """Take in images of an attack that does not say whom it fooled."""
-        with torch.no_grad():
-            _, fooled = self.loss.judged(self.model, found, self.y[rows])
-        self.samples.select(rows).book(forwards=1)
+        part = self.samples.select(rows)
+        _, fooled = judged(self.model, found, self.y[rows], self.loss, part)
         self._fall(rows[fooled], found[fooled], name)
 
     def _fall(self, rows: Tensor, images: Tensor, name: str) -> None:
@@ -166,12 +164,10 @@ class _Standing:
         rows = self.rows(EVERYBODY)
         if len(rows) == 0:
             return
-        at = self.best[rows].detach().requires_grad_()
-        margin = self.loss(self.model, at, self.y[rows])
-        (gradient,) = torch.autograd.grad(margin.sum(), at)
-        self.samples.select(rows).book(forwards=1, backwards=1)
-        slope = dual_size(gradient.nan_to_num().flatten(1), norm)
-        missing = -margin.detach() / (budget * slope).clamp_min(1e-30)
+        part = self.samples.select(rows)
+        missing = missing_budgets(
+            self.model, self.best[rows], self.y[rows], budget, norm, self.loss, part
+        )
         self.missing[rows] = missing.clamp_min(0).nan_to_num(nan=0.0, posinf=torch.inf)
 
     def rivals(self, rows: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core import Samples
+from ..core import Loss, Samples
 
 
 def linearise(
@@ -46,6 +46,29 @@ def dual_size(gradients: Tensor, norm: str) -> Tensor:
     order = {"linf": 1, "l2": 2, "l1": torch.inf}[norm]
     size: Tensor = torch.linalg.vector_norm(gradients, order, dim=-1)
     return size.clamp_min(torch.finfo(gradients.dtype).tiny)
+
+
+def missing_budgets(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    budget: float,
+    norm: str,
+    margin: Loss,
+    samples: Samples,
+) -> Tensor:
+    """How many further budgets it takes, to first order, to fool a frozen model from x (B,...).
+
+    Shape (B,): how far the `margin` is below 0, over the dual norm of its gradient, in budgets;
+    itself below 0 where x fools, huge where there is no gradient.
+    """
+    at = x.detach().requires_grad_()
+    lead = margin(model, at, y)  # of the likeliest wrong class over the right one
+    (gradient,) = torch.autograd.grad(lead.sum(), at)
+    samples.book(forwards=1, backwards=1)
+    slope = dual_size(gradient.nan_to_num().flatten(1), norm)
+    missing: Tensor = -lead.detach() / (budget * slope).clamp_min(1e-30)
+    return missing
 
 
 def to_hyperplane(x: Tensor, normal: Tensor, gap: Tensor, norm: str) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
+from .ascent import judged
 from .base import Attack
 from .geometry import project, steepest
 from .threats import THREATS, Threat
@@ -48,9 +49,7 @@ class SmoothedPGD(Attack):
         found, adversarial = x.clone(), x
         active = torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
-            with torch.no_grad():
-                _, fooled = loss.judged(model, adversarial, y)
-            samples.book(forwards=1)
+            _, fooled = judged(model, adversarial, y, loss, samples)
             found[active[fooled]] = adversarial[fooled]
             keep = ~fooled
             active, samples = active[keep], samples.select(keep)

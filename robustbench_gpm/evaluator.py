@@ -68,7 +68,7 @@ class Evaluator:
         self.seed, self.examples, self.shared, self.show = seed, examples, shared, show_progress
         self.batches = (shard or Shard()).batches(len(subject.split), batch_size)
         self.rows = torch.cat([rows for _, rows in self.batches])
-        self.shard = None if shard is None else shard
+        self.shard = shard
         model = subject.model.to(device)
         first, _ = subject.split.batch(torch.arange(min(len(subject.split), COMPARED)))
         self.examination: Examination | None = None

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 # gradient may stray further, since rounding can push a ReLU to the other side of its kink.
 LOGITS_MAY_DIFFER = 1e-3
 GRADIENT_MAY_DIFFER = 0.1
-# The same in bfloat16, which only speeds the search up: what it misses by rounding, a sample close
-# to the boundary, is looked at again in float32.
+# The same in bfloat16, which only speeds the search up: a sample that it takes for fooled, and that
+# is not, is searched again in float32.
 COARSE_LOGITS_MAY_DIFFER = 0.05
 COARSE_GRADIENT_MAY_DIFFER = 0.4
 

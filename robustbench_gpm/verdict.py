@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attacks import Attack, FlowAttack, MinimumNormAttack
 from .attacks.geometry import shrink
-from .attacks.hyperplane import dual_size
+from .attacks.hyperplane import missing_budgets
 from .core import Samples, frozen
 from .tasks import Classification
 
@@ -99,18 +99,13 @@ class Verifier:
     ) -> Tensor:
         """How many further budgets it takes, to first order, to fool the model from these images.
 
-        The margin over the dual norm of its gradient, (B,): linf and l2 only.
+        Shape (B,); linf and l2 only.
         """
         if len(images) == 0:
             return images.new_zeros(0)
         model, margin = self.ladder[0], self.task.attack_loss("margin")
         with frozen(model), torch.enable_grad():
-            at = images.detach().requires_grad_()
-            lead = margin(model, at, y)
-            (gradient,) = torch.autograd.grad(lead.sum(), at)
-        samples.book(forwards=1, backwards=1)
-        slope = dual_size(gradient.nan_to_num().flatten(1), attack.threat.name)
-        return -lead.detach() / (budget * slope)
+            return missing_budgets(model, images, y, budget, attack.threat.name, margin, samples)
 
     def _once(
         self,

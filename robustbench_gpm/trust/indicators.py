@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import Attack
+from ..attacks.ascent import judged
 from ..attacks.fgsm import FGSM
 from ..attacks.pgd import PGD
 from ..attacks.smoothed import SmoothedPGD
@@ -23,7 +24,7 @@ from ..core import Loss, Samples, frozen
 from ..losses import LOSSES
 from .flags import Flag, raised
 from .outputs import FLOAT_NOISE, Connected, disagreement, random_state_kept
-from .probes import judged, no_gradient
+from .probes import no_gradient
 
 # On honest networks (natural, gradient-penalised, adversarially trained) at eleven budgets of both
 # norms no image lacked a gradient or failed to rise, and other attacks gained one image of 64.

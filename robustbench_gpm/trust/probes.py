@@ -11,16 +11,6 @@ from ..core import Loss, Samples
 FLAT = 1e-30  # a gradient this small comes from a loss that is flat in float32
 
 
-def judged(
-    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, samples: Samples
-) -> tuple[Tensor, Tensor]:
-    """Losses (B,) and who is fooled (B,), from one forward pass that is booked."""
-    with torch.no_grad():
-        verdict = loss.judged(model, x, y)
-    samples.book(forwards=1)
-    return verdict
-
-
 def no_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, samples: Samples) -> Tensor:
     """Which images (B,) have no gradient of the loss to follow: all zero, or not finite."""
     with attacking(model):
