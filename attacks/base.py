@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ..core import Loss, Samples, UserError, frozen
 from ..deformation import Padding, warp
 from ..losses import LOSSES
+from .geometry import shrink
+from .perturbed import Perturbed
 from .threats import FLOW, Threat
 
 
@@ -30,6 +32,8 @@ class Attack(ABC):
     """
 
     loss_name: ClassVar[str] = "cross_entropy"
+    minimum_norm: ClassVar[bool] = False  # looks for the smallest perturbation: see `find`
+    shrinks: ClassVar[bool] = True  # what it finds may be drawn back into smaller budgets
 
     def __post_init__(self) -> None:
         """Refuse hyper-parameters that cannot be meant."""
@@ -59,15 +63,56 @@ class Attack(ABC):
         random streams and the book of costs (by default 0, 1, ... with seed 0). Raises UserError
         for images outside [0,1] and for a budget below 0.
         """
+        found = self.find(model, x, y, budget=budget, loss=loss, samples=samples)
+        return self.within(x.detach(), found, budget).images
+
+    def find(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        budget: float,
+        loss: Loss | None = None,
+        samples: Samples | None = None,
+    ) -> Perturbed:
+        """The same, with how the images came about; the arguments are `__call__`'s.
+
+        A minimum-norm attack tells what it found wherever that lies: `budget` only says that what
+        is beyond is of no use, so that the search may spend its effort nearer.
+        """
         loss, samples = self._prepare(x, budget, loss, samples)
         with attacking(model):
-            return self.perturb(model, x.detach(), y, budget, loss, samples).detach()
+            return self.outcome(model, x.detach(), y, budget, loss, samples)
+
+    def within(self, x: Tensor, found: Perturbed, budget: float) -> Perturbed:
+        """What was found, drawn back into the budget where it may lie beyond."""
+        return self.drawn_in(x, found, budget) if self.minimum_norm else found
+
+    def outcome(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
+    ) -> Perturbed:
+        """The attack itself, on a frozen model; called by `find`, and by attacks made of others."""
+        return Perturbed.changed(x, self.perturb(model, x, y, budget, loss, samples))
 
     @abstractmethod
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
-        """The attack itself, on a frozen model; called by `__call__`."""
+        """The images of `outcome`."""
+
+    def size(self, found: Perturbed) -> Tensor:
+        """The sizes (B,) of perturbations, in the unit of the threat."""
+        return self.threat.size(found.change)
+
+    def drawn_in(self, x: Tensor, found: Perturbed, budgets: float | Tensor) -> Perturbed:
+        """The same perturbations of x, each drawn back into a budget, or one a sample (B,)."""
+        images = (x + shrink(found.change, budgets, self.threat.name)).clamp(0, 1)
+        return Perturbed.changed(x, images)
+
+    def default_budgets(self, height: int, width: int) -> tuple[float, ...]:  # noqa: ARG002
+        """The budgets of a curve when none are asked for, for images of that size."""
+        return self.threat.default_budgets
 
     def _prepare(
         self, x: Tensor, budget: float, loss: Loss | None, samples: Samples | None
@@ -119,25 +164,44 @@ class FlowAttack(Attack):
         samples: Samples | None = None,
     ) -> Tensor:
         """The flow (B,2,H,W), in pixels, that the attack finds; the arguments are `__call__`'s."""
-        loss, samples = self._prepare(x, budget, loss, samples)
-        with attacking(model):
-            return self.deform(model, x.detach(), y, budget, loss, samples).detach()
+        found = self.find(model, x, y, budget=budget, loss=loss, samples=samples)
+        return self.within(x.detach(), found, budget).flow
+
+    def outcome(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
+    ) -> Perturbed:
+        return self.moved(x, self.deform(model, x, y, budget, loss, samples))
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
-        flow = self.deform(model, x, y, budget, loss, samples)
-        return self.render(x, flow).clamp(0, 1)  # the weights' rounding may pass 1 by a hair
+        found = self.outcome(model, x, y, budget, loss, samples)
+        return self.within(x, found, budget).images
+
+    def moved(self, x: Tensor, flow: Tensor) -> Perturbed:
+        """Images x (B,C,H,W) warped by `flow` (B,2,H,W) in pixels, inside [0,1]."""
+        images = self.render(x, flow).clamp(0, 1)  # the weights' rounding may pass 1 by a hair
+        return Perturbed.moved(images, flow)
 
     def render(self, x: Tensor, flow: Tensor) -> Tensor:
         """Images x (B,C,H,W) warped by `flow` (B,2,H,W) in pixels."""
         return warp(x, flow, self.padding)
 
+    def size(self, found: Perturbed) -> Tensor:
+        return self.threat.size(found.flow)
+
+    def drawn_in(self, x: Tensor, found: Perturbed, budgets: float | Tensor) -> Perturbed:
+        return self.moved(x, self.smaller(found.flow, budgets))
+
+    def smaller(self, flow: Tensor, budgets: float | Tensor) -> Tensor:
+        """The nearest flows (B,2,H,W) of the attack's kind inside a budget, or one each (B,)."""
+        return shrink(flow, budgets, self.threat.name)
+
     @abstractmethod
     def deform(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
-        """The search for a flow, on a frozen model."""
+        """The search for a flow, on a frozen model; of a minimum-norm attack the nearest found."""
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from ..core import Loss, Samples, UserError
 from ..losses import LOSSES
 from .ascent import judged
 from .base import Attack
+from .perturbed import Perturbed
 from .threats import Threat
 
 
@@ -33,20 +34,36 @@ class Ensemble(Attack):
     def threat(self) -> Threat:
         return self.members[0][1].threat
 
-    def perturb(
+    def outcome(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
-    ) -> Tensor:
-        found = x.clone()
+    ) -> Perturbed:
+        found = Perturbed.changed(x, x.clone())
         standing = torch.arange(len(x), device=x.device)
         for name, attack in self.members:
             if len(standing) == 0:
                 break
             images, labels = x[standing], y[standing]
             here = samples.select(standing)
-            own = LOSSES[attack.loss_name]
-            attacked = attack.perturb(model, images, labels, budget, own, here)
-            _, fooled = judged(model, attacked, labels, loss, here)
+            own, share = LOSSES[attack.loss_name], self.budget_of(name, budget)
+            attacked = attack.outcome(model, images, labels, share, own, here)
+            attacked = attack.within(images, attacked, share)
+            _, fooled = judged(model, attacked.images, labels, loss, here)
             here.select(fooled).credit(name)
-            found[standing] = attacked
+            found.put(standing, attacked)
             standing = standing[~fooled]
         return found
+
+    def perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
+    ) -> Tensor:
+        return self.outcome(model, x, y, budget, loss, samples).images
+
+    def budget_of(self, name: str, budget: float) -> float:  # noqa: ARG002
+        """What the member of that name may spend of the whole's budget."""
+        return budget
+
+    def size(self, found: Perturbed) -> Tensor:
+        return self.members[0][1].size(found)
+
+    def drawn_in(self, x: Tensor, found: Perturbed, budgets: float | Tensor) -> Perturbed:
+        return self.members[0][1].drawn_in(x, found, budgets)

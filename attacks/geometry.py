@@ -1,9 +1,13 @@
-"""Balls of the norms: steepest directions, projections and random points, one sample a row.
+"""Balls of the threats: steepest directions, projections and random points, one sample a row.
 
-Perturbations are (B,...); a radius is a number or one for each sample, shape (B,).
+Perturbations are (B,...); a radius is a number or one for each sample, shape (B,), in the unit of
+the threat. `flow` bounds a flow (B,2,H,W) as linf does an image; `flow-l2` is its root mean square,
+so that a radius of r pixels is an l2 ball of radius r * sqrt(H * W).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -20,9 +24,14 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def steepest(gradient: Tensor, norm: str) -> Tensor:
-    """The direction of steepest ascent of size 1 in linf or l2; zero where the gradient is zero."""
-    if norm == "linf":
+    """The direction of steepest ascent of size 1; zero where the gradient is zero.
+
+    Not for l1 and l0.
+    """
+    if norm in ("linf", "flow"):
         return gradient.sign()
+    if norm == "flow-l2":
+        return math.sqrt(gradient[0, 0].numel()) * steepest(gradient, "l2")
     # Scaled by the largest entry first: the squares of a confident model's gradient may underflow.
     tiny = torch.finfo(gradient.dtype).tiny
     largest = gradient.abs().flatten(1).amax(1).clamp_min(tiny)
@@ -38,7 +47,9 @@ def project(x: Tensor, adversarial: Tensor, radius: Radius, norm: str) -> Tensor
 def shrink(delta: Tensor, radius: Radius, norm: str) -> Tensor:
     """The nearest perturbation, in the euclidean sense, to delta (B,...) inside the ball."""
     limit = per_sample(_radii(radius, delta), delta)
-    if norm == "linf":
+    if norm == "flow-l2":
+        return shrink(delta, math.sqrt(delta[0, 0].numel()) * limit.flatten(), "l2")
+    if norm in ("linf", "flow"):
         return torch.maximum(torch.minimum(delta, limit), -limit)
     if norm == "l2":
         size = per_sample(THREATS["l2"].size(delta), delta)
@@ -51,13 +62,13 @@ def shrink(delta: Tensor, radius: Radius, norm: str) -> Tensor:
 
 
 def random_point(x: Tensor, radius: Radius, norm: str, samples: Samples) -> Tensor:
-    """A random perturbation inside the ball of linf or l2.
+    """A random perturbation, shaped as x, inside the ball; not for l1 and l0.
 
     Uniform in the linf ball; in the l2 ball of uniform direction and uniform length: points uniform
     in the ball all lie at its surface in many dimensions, from where fewer samples are fooled.
     """
     limit = per_sample(_radii(radius, x), x)
-    if norm == "linf":
+    if norm in ("linf", "flow"):
         return limit * samples.uniform(x)
     length = (samples.uniform(x[:, :1, :1, :1]) + 1) / 2  # uniform in [0,1)
     return limit * length * steepest(samples.normal(x), norm)

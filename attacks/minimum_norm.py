@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
-from .base import Attack, attacking
-from .geometry import shrink
+from .base import Attack
+from .perturbed import Perturbed
 from .threats import THREATS, Threat
 
 
 @dataclass(frozen=True)
 class MinimumNormAttack(Attack):
     """An attack that looks for the nearest image that fools the model."""
+
+    minimum_norm: ClassVar[bool] = True
 
     norm: str = "l2"
 
@@ -38,21 +41,19 @@ class MinimumNormAttack(Attack):
         loss: Loss | None = None,
         samples: Samples | None = None,
     ) -> Tensor:
-        """The nearest fooling images (B,C,H,W) found, and x itself where none was.
+        """The nearest fooling images (B,C,H,W) found, and x itself where none was: see `find`."""
+        return self.find(model, x, y, budget=budget, loss=loss, samples=samples).images
 
-        The arguments are those of `__call__`; `budget` only says that images beyond it are of no
-        use, so that the search may spend its effort nearer.
-        """
-        loss, samples = self._prepare(x, budget, loss, samples)
-        with attacking(model):
-            return self.search(model, x.detach(), y, budget, loss, samples).detach()
+    def outcome(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
+    ) -> Perturbed:
+        return Perturbed.changed(x, self.search(model, x, y, budget, loss, samples))
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
-        """What was found, drawn back to the budget where it lies beyond."""
-        found = self.search(model, x, y, budget, loss, samples)
-        return (x + shrink(found - x, budget, self.norm)).clamp(0, 1)
+        found = self.outcome(model, x, y, budget, loss, samples)
+        return self.within(x, found, budget).images
 
     @abstractmethod
     def search(

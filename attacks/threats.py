@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..core import Table
-from ..deformation import max_displacement
+from ..deformation import max_displacement, root_mean_square
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Threat:
 
     `size` gives (B,) sizes of perturbations (B,...): of the difference of two images for linf, l2,
     l1 and l0 (which counts changed values, each channel of a pixel for itself), of the flow for
-    flow.
+    flow (the largest move along an axis) and flow-l2 (the root mean square of the moves).
     """
 
     name: str
@@ -56,5 +56,8 @@ L2 = Threat("l2", "image units", (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), float("inf")
 L1 = Threat("l1", "image units", (1.5, 3.0, 6.0, 12.0, 24.0, 48.0), float("inf"), _l1)
 L0 = Threat("l0", "values", (1.0, 2.0, 5.0, 10.0, 20.0, 50.0), float("inf"), _l0)
 FLOW = Threat("flow", "pixels", (0.05, 0.1, 0.2, 0.4, 0.8, 1.6), float("inf"), max_displacement)
+FLOW_L2 = replace(FLOW, name="flow-l2", size=root_mean_square)
 
-THREATS: Table[Threat] = Table("threat model", {t.name: t for t in (LINF, L2, L1, L0, FLOW)})
+THREATS: Table[Threat] = Table(
+    "threat model", {t.name: t for t in (LINF, L2, L1, L0, FLOW, FLOW_L2)}
+)

@@ -98,3 +98,12 @@ def pull_back(gradient: Tensor, x: Tensor) -> Tensor:
 def max_displacement(flow: Tensor) -> Tensor:
     """The linf size of each flow (B,2,H,W), shape (B,), in pixels: the largest move on an axis."""
     return flow.abs().flatten(1).amax(1)
+
+
+def root_mean_square(flow: Tensor) -> Tensor:
+    """The l2 size of each flow (B,2,H,W), shape (B,), in pixels: the root mean square of its moves.
+
+    The mean is over the pixels, of the squared euclidean length of each move: at most sqrt(2) times
+    `max_displacement`, and the same for the same deformation at every image size.
+    """
+    return flow.square().sum(1).flatten(1).mean(1).sqrt()

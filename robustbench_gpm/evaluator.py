@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attacks import MinimumNormAttack
 from .core import UserError
 from .datasets import Split
 from .escalation import escalated, remedies
@@ -250,7 +249,7 @@ def _outcome(trail: Trail, plan: AttackPlan) -> Outcome:
     smallest = float("nan")
     if trail.found is not None:
         smallest = trail.found.budget
-        if isinstance(plan.attack, MinimumNormAttack):
+        if plan.attack.minimum_norm:
             smallest = min(smallest, trail.found.size)  # a distance, known better than a budget
     spent = trail.forwards, trail.backwards, trail.seconds
     return Outcome(trail.row, smallest, trail.broken_by, *spent)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attacks import Attack, FlowAttack, MinimumNormAttack
+from .attacks import Attack
 from .core import Samples
 from .datasets import Split
 from .showcase import Candidate
@@ -85,7 +85,7 @@ class Sweep:
         self.plan, self.verifier, self.split, self.device = plan, verifier, split, device
         self.seed, self.shared, self.gated = seed, shared, gated
         self.attack = plan.attack
-        if shared and len(plan.budgets) > 1 and isinstance(plan.attack, MinimumNormAttack):
+        if shared and len(plan.budgets) > 1 and plan.attack.minimum_norm:
             self.attack = _to_the_end(plan.attack)
 
     def run(self, rows: Tensor) -> list[Trail]:
@@ -116,13 +116,13 @@ class Sweep:
         outcome = self.verifier.attempt(attack, plan.budgets[level], x, y, samples)
         fooled = (outcome.label != y) & self._within(outcome.size, level)
         levels = torch.where(fooled, level, len(plan.budgets)).cpu()
-        if self.shared:
+        if self.shared and attack.shrinks:
             self._draw_in(attack, x, y, outcome, levels, samples)
         hopeless = torch.zeros_like(fooled)
         if scout and self.gated and attack.threat.name in ("linf", "l2"):
             left = ~fooled
             missing = self.verifier.missing(
-                attack, plan.budgets[level], outcome.images[left], y[left], samples.select(left)
+                attack, plan.budgets[level], outcome.found.images[left], y[left], samples.select(left)
             )
             hopeless[left] = (missing > HOPELESS) & (missing < VANISHED)
         seconds = time.perf_counter() - began
@@ -160,7 +160,7 @@ class Sweep:
         free = torch.searchsorted(budgets * (1 + SLACK) + SLACK, outcome.size.double().cpu())
         fooled = levels < len(budgets)
         levels[fooled] = torch.minimum(levels, free)[fooled]
-        if isinstance(attack, MinimumNormAttack):
+        if attack.minimum_norm:
             return
         while bool((open_ := fooled & (levels - standing > 1)).any()):
             middle = (levels[open_] + standing[open_]) // 2
@@ -180,7 +180,7 @@ class Sweep:
         top = len(self.plan.budgets) - 1
         if not self.shared:
             return None if trail.level == top else (trail.level or 0) + 1
-        if isinstance(self.plan.attack, MinimumNormAttack):
+        if self.plan.attack.minimum_norm:
             return None  # one search has said it all
         if not fooled:
             return trail.level if trail.scout else None
@@ -188,19 +188,19 @@ class Sweep:
 
     def _candidate(self, trail: Trail, outcome: Attempt, i: int) -> Candidate:
         """What fooled the model, kept for records and pictures."""
-        moves = isinstance(self.plan.attack, FlowAttack)
+        found = outcome.found
         return Candidate(
             trail.row,
             self.plan.budgets[trail.lowest_level],
             float(outcome.size[i]),
             int(outcome.label[i]),
             float(outcome.confidence[i]),
-            outcome.images[i].float().cpu(),
-            outcome.perturbation[i].float().cpu() if moves else None,
+            found.images[i].float().cpu(),
+            found.flow[i].float().cpu() if bool(found.flow[i].any()) else None,
         )
 
 
-def _to_the_end(attack: MinimumNormAttack) -> MinimumNormAttack:
+def _to_the_end(attack: Attack) -> Attack:
     """The attack going on after what is good for the largest budget: nearer serves the smaller."""
     stops = "early_stop" in {field.name for field in fields(attack)}
     changes: dict[str, Any] = {"early_stop": False} if stops else {}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .attacks import Attack, FlowAttack, MinimumNormAttack
-from .attacks.geometry import shrink
+from .attacks import Attack
 from .attacks.hyperplane import missing_budgets
+from .attacks.perturbed import Perturbed
 from .core import Samples, frozen
 from .tasks import Classification
 
@@ -26,26 +26,25 @@ SLACK = 1e-5  # what float32 arithmetic may add to a perturbation's size
 class Attempt:
     """What an attack made of a batch, and what the model says to it.
 
-    images (B,C,H,W); perturbation: the flow (B,2,H,W) of an attack that moves pixels, else the
-    difference from the clean images; label and confidence (B,) are the model's; size (B,) is the
-    perturbation's in the unit of the threat.
+    label and confidence (B,) are the model's; size (B,) is the perturbation's in the unit of the
+    threat.
     """
 
-    images: Tensor
-    perturbation: Tensor
+    found: Perturbed
     label: Tensor
     confidence: Tensor
     size: Tensor
 
     def put(self, where: Tensor, other: Attempt) -> None:
         """Take over the other attempt's outcome for the samples that `where` (B,) marks."""
-        for name in ("images", "perturbation", "label", "confidence", "size"):
+        self.found.put(where, other.found)
+        for name in ("label", "confidence", "size"):
             getattr(self, name)[where] = getattr(other, name)
 
     def select(self, where: Tensor) -> Attempt:
         """The outcome for the samples that `where` picks."""
-        parts = (self.images, self.perturbation, self.label, self.confidence, self.size)
-        return Attempt(*(part[where] for part in parts))
+        parts = (self.label, self.confidence, self.size)
+        return Attempt(self.found.select(where), *(part[where] for part in parts))
 
 
 class Verifier:
@@ -69,7 +68,7 @@ class Verifier:
         """
         # A nearest image lies at the boundary, where bfloat16 cannot tell one side from the other.
         searched = self.ladder
-        if isinstance(attack, MinimumNormAttack):
+        if attack.minimum_norm:
             searched = [copy for copy in searched if not getattr(copy, "coarse", False)]
         outcome = self._once(searched[0], attack, budget, x, y, samples)
         for used, faithful in itertools.pairwise(searched):
@@ -85,14 +84,7 @@ class Verifier:
         self, attack: Attack, budgets: Tensor, x: Tensor, found: Attempt, samples: Samples
     ) -> Attempt:
         """The same perturbations, each drawn back into a smaller budget (B,), and judged."""
-        norm = attack.threat.name
-        smaller = shrink(found.perturbation, budgets, "linf" if norm == "flow" else norm)
-        if isinstance(attack, FlowAttack):
-            images = attack.render(x, smaller).clamp(0, 1)
-        else:
-            images = (x + smaller).clamp(0, 1)
-            smaller = images - x
-        return self._judged(attack, images, smaller, samples)
+        return self._judged(attack, attack.drawn_in(x, found.found, budgets), samples)
 
     def missing(
         self, attack: Attack, budget: float, images: Tensor, y: Tensor, samples: Samples
@@ -117,27 +109,16 @@ class Verifier:
         samples: Samples,
     ) -> Attempt:
         loss = self.task.attack_loss(attack.loss_name)
-        if isinstance(attack, FlowAttack):
-            moved = attack.flow(model, x, y, budget=budget, loss=loss, samples=samples)
-            images = attack.render(x, moved).clamp(0, 1)
-        elif isinstance(attack, MinimumNormAttack):
-            images = attack.nearest(model, x, y, budget=budget, loss=loss, samples=samples)
-            moved = images - x
-        else:
-            images = attack(model, x, y, budget=budget, loss=loss, samples=samples)
-            moved = images - x
-        outcome = self._judged(attack, images, moved, samples)
-        if not isinstance(attack, MinimumNormAttack):
+        found = attack.find(model, x, y, budget=budget, loss=loss, samples=samples)
+        outcome = self._judged(attack, found, samples)
+        if not attack.minimum_norm:
             _check(attack, budget, outcome)
         return outcome
 
-    def _judged(
-        self, attack: Attack, images: Tensor, perturbation: Tensor, samples: Samples
-    ) -> Attempt:
-        label, confidence = self.judge(images)
+    def _judged(self, attack: Attack, found: Perturbed, samples: Samples) -> Attempt:
+        label, confidence = self.judge(found.images)
         samples.book(forwards=1)
-        size = attack.threat.size(perturbation)
-        return Attempt(images, perturbation, label, confidence, size)
+        return Attempt(found, label, confidence, attack.size(found))
 
     def _unconfirmed(
         self, copy: nn.Module, outcome: Attempt, y: Tensor, samples: Samples
@@ -146,7 +127,7 @@ class Verifier:
         doubtful = torch.zeros_like(outcome.label, dtype=torch.bool)
         standing = outcome.label == y
         if bool(standing.any()):
-            claimed, _ = self._predict(copy, outcome.images[standing])
+            claimed, _ = self._predict(copy, outcome.found.images[standing])
             samples.select(standing).book(forwards=1)
             doubtful[standing] = claimed != y[standing]
         return doubtful
@@ -157,10 +138,11 @@ class Verifier:
 
 
 def _check(attack: Attack, budget: float, outcome: Attempt) -> None:
-    if len(outcome.images) == 0:
+    images = outcome.found.images
+    if len(images) == 0:
         return
     size = float(outcome.size.max())
-    inside = float(outcome.images.min()) >= 0 and float(outcome.images.max()) <= 1
+    inside = float(images.min()) >= 0 and float(images.max()) <= 1
     if not inside or not size <= budget * (1 + SLACK) + SLACK:
         raise RuntimeError(
             f"{attack} broke its word: a perturbation of {size} for a budget of {budget}, "

@@ -16,6 +16,7 @@ from robustbench_gpm import checkpoint
 from robustbench_gpm import evaluator as module
 from robustbench_gpm.attacks import ATTACKS, Attack, MinimumNormAttack, Threat
 from robustbench_gpm.attacks.ensemble import Ensemble
+from robustbench_gpm.attacks.perturbed import Perturbed
 from robustbench_gpm.attacks.geometry import shrink
 from robustbench_gpm.attacks.pgd import PGD
 from robustbench_gpm.attacks.threats import THREATS
@@ -224,16 +225,20 @@ def test_a_perturbation_is_drawn_in_by_each_samples_own_budget(norm: str) -> Non
     model = Linear()
     verifier, samples = Verifier(model, [], Classification()), Samples(range(3))
     images = warp(x, change).clamp(0, 1) if norm == "flow" else (x + change).clamp(0, 1)
-    moved = change if norm == "flow" else images - x
-    found = verifier._judged(attack, images, moved, samples)
+    given = Perturbed.changed(x, images)
+    if norm == "flow":
+        given = Perturbed.moved(images, change)
+    found = verifier._judged(attack, given, samples)
     drawn = verifier.drawn_in(attack, limits, x, found, samples)
-    wanted = shrink(moved, limits, "linf" if norm == "flow" else norm)
+    moved, reached = (p.flow if norm == "flow" else p.change for p in (given, drawn.found))
+    wanted = shrink(moved, limits, norm)
     assert not torch.equal(wanted[:2], moved[:2])
-    torch.testing.assert_close(drawn.perturbation, wanted, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(drawn.images, warp(x, wanted) if norm == "flow" else x + wanted)
+    torch.testing.assert_close(reached, wanted, atol=1e-6, rtol=1e-5)
+    images_wanted = warp(x, wanted) if norm == "flow" else x + wanted
+    torch.testing.assert_close(drawn.found.images, images_wanted)
     assert (drawn.size <= limits * (1 + 1e-5)).all()
-    torch.testing.assert_close(drawn.images[2], images[2])
-    assert drawn.label.tolist() == model(drawn.images).argmax(1).tolist()
+    torch.testing.assert_close(drawn.found.images[2], images[2])
+    assert drawn.label.tolist() == model(drawn.found.images).argmax(1).tolist()
     assert samples.forwards.tolist() == [2, 2, 2]
 
 
