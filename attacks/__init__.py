@@ -21,6 +21,7 @@ from .square import Square
 from .stadv import StAdv
 from .stadv_lbfgs import StAdvLBFGS
 from .threats import Threat
+from .union import Composed, Union
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
@@ -56,9 +57,17 @@ ATTACKS: Table[Attack] = Table(
         "flow-pgd": FlowPGD(),
         "fgr": FlowPGD(steps=100, step_size=1 / 100),
         "stadv": StAdv(),
+        "stadv-smooth": StAdv(polish=50),
+        "stadv-tau": StAdv(steps=100, over="tau"),
         "stadv-lbfgs": StAdvLBFGS(),
+        "stadv-lbfgs-tau": StAdvLBFGS(over="tau"),
+        "union": Union((("pgd", PGD()), ("flow-pgd", FlowPGD())), (8 / 255, 1.0)),
+        "composed": Composed(("flow-pgd", FlowPGD()), ("pgd", PGD()), (1.0, 8 / 255)),
     },
-    also="torchattacks:<class>, foolbox:<class>",
+    also=(
+        "union:<attack>@<budget>+<attack>@<budget>, composed:<attack>@<budget>+<attack>@<budget>, "
+        "torchattacks:<class>, foolbox:<class>"
+    ),
 )
 
 __all__ = ["ATTACKS", "Attack", "FlowAttack", "MinimumNormAttack", "Threat"]

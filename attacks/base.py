@@ -33,7 +33,6 @@ class Attack(ABC):
 
     loss_name: ClassVar[str] = "cross_entropy"
     minimum_norm: ClassVar[bool] = False  # looks for the smallest perturbation: see `find`
-    shrinks: ClassVar[bool] = True  # what it finds may be drawn back into smaller budgets
 
     def __post_init__(self) -> None:
         """Refuse hyper-parameters that cannot be meant."""
@@ -132,6 +131,11 @@ class Attack(ABC):
     def scout(self) -> Attack | None:
         """A cheap attack worth a try before this one, where there is one: see sweep.py."""
         return None
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether what it finds may be drawn back into smaller budgets."""
+        return True
 
     @property
     def unbounded(self) -> bool:

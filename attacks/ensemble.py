@@ -39,16 +39,16 @@ class Ensemble(Attack):
     ) -> Perturbed:
         found = Perturbed.changed(x, x.clone())
         standing = torch.arange(len(x), device=x.device)
-        for name, attack in self.members:
+        for place, (name, attack) in enumerate(self.members):
             if len(standing) == 0:
                 break
             images, labels = x[standing], y[standing]
             here = samples.select(standing)
-            own, share = LOSSES[attack.loss_name], self.budget_of(name, budget)
+            own, share = LOSSES[attack.loss_name], self.budget_of(place, budget)
             attacked = attack.outcome(model, images, labels, share, own, here)
             attacked = attack.within(images, attacked, share)
             _, fooled = judged(model, attacked.images, labels, loss, here)
-            here.select(fooled).credit(name)
+            here.credit(name)
             found.put(standing, attacked)
             standing = standing[~fooled]
         return found
@@ -58,8 +58,8 @@ class Ensemble(Attack):
     ) -> Tensor:
         return self.outcome(model, x, y, budget, loss, samples).images
 
-    def budget_of(self, name: str, budget: float) -> float:  # noqa: ARG002
-        """What the member of that name may spend of the whole's budget."""
+    def budget_of(self, place: int, budget: float) -> float:  # noqa: ARG002
+        """What the member at that place may spend of the whole's budget."""
         return budget
 
     def size(self, found: Perturbed) -> Tensor:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ..core import Loss, Samples
 from ..deformation import identity_flow
 from .base import FlowAttack
-from .smoothness import Neighbours, smoothness
+from .perturbed import Perturbed
+from .smoothness import Neighbours, Over, size_over, smoothness, terms
+from .threats import FLOW, TAU, Threat
 
 Vector = npt.NDArray[np.float64]
 
@@ -30,7 +32,8 @@ class StAdvLBFGS(FlowAttack):
     """min over the flow of max(z_y - max_{i != y} z_i, -kappa) + tau * smoothness, to convergence.
 
     Starts at rest. A budget of infinity leaves the flow unbounded, as in the paper; a finite one
-    bounds every displacement by it (the B of L-BFGS-B). Of all flows tried that fool the model the
+    bounds every displacement by it (the B of L-BFGS-B). With `over` = tau the budget is 1/tau in
+    place of the field, and nothing bounds the flow. Of all flows tried that fool the model the
     one with the smallest objective is returned; where none does, the last. `evaluations` bounds the
     forward and backward passes spent on a sample (a line search under way may pass it by a few).
     """
@@ -40,16 +43,30 @@ class StAdvLBFGS(FlowAttack):
     tau: float = 0.05
     kappa: float = 0.0
     neighbours: Neighbours = "diagonal"
+    over: Over = "bound"
     evaluations: int = 500
 
     @property
+    def threat(self) -> Threat:
+        return FLOW if self.over == "bound" else TAU
+
+    @property
+    def shrinks(self) -> bool:
+        return self.over == "bound"
+
+    @property
     def unbounded(self) -> bool:
-        return True
+        return self.over == "bound"
+
+    def size(self, found: Perturbed) -> Tensor:
+        return size_over(self.over, found)
 
     def deform(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
         flow = identity_flow(x)
+        if budget == 0:
+            return flow
         for i in range(len(x)):
             one = slice(i, i + 1)
             part = samples.select(torch.tensor([i]))
@@ -59,13 +76,14 @@ class StAdvLBFGS(FlowAttack):
     def _optimised(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
+        bound, tau = terms(self.over, budget, self.tau)
         best: dict[str, Any] = {"value": math.inf, "flow": None}
 
         def objective(vector: Vector) -> tuple[float, Vector]:
             flow = _flow_of(vector, x).requires_grad_()
             leads, fooled = loss.judged(model, self.render(x, flow), y)
             total = -leads.clamp_max(self.kappa).sum()
-            total = total + self.tau * smoothness(flow, self.neighbours).sum()
+            total = total + tau * smoothness(flow, self.neighbours).sum()
             (gradient,) = torch.autograd.grad(total, flow)
             samples.book(forwards=1, backwards=1)
             value = float(total.detach())
@@ -74,7 +92,7 @@ class StAdvLBFGS(FlowAttack):
             return value, gradient.nan_to_num().flatten().cpu().numpy().astype(np.float64)
 
         start = np.zeros(2 * x[0, 0].numel())
-        bounds = [(-budget, budget)] * len(start) if math.isfinite(budget) else None
+        bounds = [(-bound, bound)] * len(start) if math.isfinite(bound) else None
         last, _, _ = fmin_l_bfgs_b(
             objective,
             start,

@@ -73,6 +73,11 @@ class EvaluateConfig:
         "budgets, such as 2/255 8/255 (flows in pixels), for every attack, or for one as "
         "pgd=2/255,8/255; by default each attack's own range",
     )
+    set: tuple[str, ...] = flag(
+        (),
+        "hyper-parameters of the attacks, such as padding=zeros for every attack that has it, or "
+        "flow-pgd.restarts=5 for one",
+    )
     checkpoint: tuple[str, ...] = flag(
         (), "checkpoint folders or their weights files; by default the newest one that fits"
     )

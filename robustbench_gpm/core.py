@@ -96,11 +96,11 @@ class Samples:
 
     @property
     def broken_by(self) -> list[str | None]:
-        """Which part of an attack of several fooled each sample, where it said so."""
+        """Which part of an attack of several a sample's perturbation is the work of, if it says."""
         return [self._credit[int(row)] for row in self._rows]
 
     def credit(self, name: str) -> None:
-        """Say that the part of that name fooled every sample of this batch."""
+        """Say that the perturbation of every sample of this batch is the work of that part."""
         for row in self._rows.tolist():
             self._credit[row] = name
 

@@ -7,17 +7,16 @@ from glob import escape
 from pathlib import Path
 
 from . import records
-from .attacks import ATTACKS, Attack
-from .attacks.named import attack_named
 from .config import EvaluateConfig
-from .core import UserError, pick_device, seed_everything
+from .core import pick_device, seed_everything
 from .evaluator import Evaluator, Subject
 from .files import free_folder, try_folder
 from .flags import Parser, build, build_parser, parse
 from .journal import Journal, belongs
 from .objectives import PENALTIES
+from .plans import asked_for
 from .records import Records
-from .report import draw_curves, draw_examples
+from .report import draw_animation, draw_curves, draw_deformations, draw_examples
 from .shards import Shard
 from .subjects import subjects_of
 from .summary import robust_accuracy, write_summary
@@ -30,15 +29,14 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Evaluate as `arguments` ask, and print where the results are."""
     values = parse(_parser(prog), arguments)
     config = build(EvaluateConfig, values)
-    budgets = [str(budget) for budget in config.budgets]  # a YAML file may hold plain numbers
-    plans = [_plan(name, budgets) for name in dict.fromkeys(config.attack)]
-    if not plans:
-        raise UserError(f"--attack needs at least one of {', '.join(ATTACKS)}")
+    asked = asked_for(config)
     device = pick_device(config.device)
     shard = None if config.shard is None else Shard.parse(config.shard)
     seed_everything(config.seed)
     try_folder(config.out or RESULTS, "--out")
     subjects = subjects_of(config, values)
+    height, width = subjects[0].split.images.shape[-2:]
+    plans = [each.plan(height, width) for each in asked]
     headers = {subject.name: _header(config, subject, plans) for subject in subjects}
     folder = _folder(config, subjects, headers)
     own = {s.name: folder / s.name if len(subjects) > 1 else folder for s in subjects}
@@ -77,10 +75,12 @@ def report(measured: Records, folder: Path) -> None:
     """Write the summary and pictures of `measured` into `folder`; print its curves and flags."""
     write_summary(measured, folder)
     draw_curves([measured], folder)
-    draw_examples(measured, folder, int(str(measured.provenance["examples"])))
+    shown = int(str(measured.provenance["examples"]))
+    for draw in (draw_examples, draw_deformations, draw_animation):
+        draw(measured, folder, shown)
     for attack in measured.attacks:
-        shown = zip(attack.labels, robust_accuracy(measured, attack), strict=True)
-        curve = ", ".join(f"{label}: {robust.value:.1%}" for label, robust in shown)
+        points = zip(attack.labels, robust_accuracy(measured, attack), strict=True)
+        curve = ", ".join(f"{label}: {robust.value:.1%}" for label, robust in points)
         print(f"{measured.model} under {attack.name}: {curve}")
     for flag in measured.flags:
         where = ", ".join(str(word) for word in (measured.model, flag.get("at")) if word)
@@ -99,39 +99,6 @@ def _parser(prog: str) -> Parser:
         text = "choose the newest checkpoint that was trained with this weight"
         parser.add_argument(f"--{name}", type=float | None, default=None, help=text)
     return parser
-
-
-def _plan(name: str, budgets: Sequence[str]) -> AttackPlan:
-    """The attack and its budgets. Raises UserError for an unknown name or a bad budget."""
-    attack = attack_named(name)
-    asked: list[str] = []
-    for item in budgets:
-        owner, separator, listed = item.rpartition("=")
-        if separator:
-            attack_named(owner)
-        if owner in ("", name):
-            asked += listed.split(",")
-    chosen = {_budget(text, attack) for text in asked} or set(attack.threat.default_budgets)
-    if len({records.FOOLED.format(name, budget) for budget in chosen}) < len(chosen):
-        raise UserError("--budgets must differ in their first six digits: leave out one of a pair")
-    return AttackPlan(name, attack, tuple(sorted(chosen)))
-
-
-def _budget(text: str, attack: Attack) -> float:
-    """A number or a fraction such as 8/255, in the unit of the attack's threat."""
-    numerator, _, denominator = text.partition("/")
-    try:
-        budget = float(numerator) / float(denominator or 1)
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"--budgets {text} is not a number such as 0.5 or 8/255") from None
-    if not 0 < budget <= attack.threat.largest or budget == float("inf"):
-        hint = ": write 8/255 for eight grey levels" if attack.threat.largest == 1 else ""
-        most = f" and at most {attack.threat.largest:g}" if attack.threat.largest == 1 else ""
-        raise UserError(
-            f"--budgets {text} must be above 0{most} ({attack.threat.unit} for "
-            f"{attack.threat.name}){hint}"
-        )
-    return budget
 
 
 def _header(

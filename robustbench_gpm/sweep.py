@@ -121,9 +121,8 @@ class Sweep:
         hopeless = torch.zeros_like(fooled)
         if scout and self.gated and attack.threat.name in ("linf", "l2"):
             left = ~fooled
-            missing = self.verifier.missing(
-                attack, plan.budgets[level], outcome.found.images[left], y[left], samples.select(left)
-            )
+            reached, part = outcome.found.images[left], samples.select(left)
+            missing = self.verifier.missing(attack, plan.budgets[level], reached, y[left], part)
             hopeless[left] = (missing > HOPELESS) & (missing < VANISHED)
         seconds = time.perf_counter() - began
         passes = samples.forwards + samples.backwards

@@ -105,7 +105,7 @@ def _objective(penalties: tuple[Penalty, ...], adversarial: AdversarialOptions) 
     inner = Penalised(penalties)
     if adversarial.adversarial is None:
         return inner
-    return AdversarialTraining(adversarial.attack(), adversarial.adversarial_budget, inner)
+    return AdversarialTraining(adversarial.attack(), adversarial.budget, inner)
 
 
 def _folder(

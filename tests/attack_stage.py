@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_gpm.attacks import ATTACKS, Attack, FlowAttack
+from robustbench_gpm.attacks import ATTACKS, Attack
 from robustbench_gpm.attacks.flow import FlowPGD
 
 # Budgets that fool most of the images below.
-LARGE = {"linf": 0.3, "l2": 3.0, "l1": 15.0, "l0": 20.0, "flow": 2.0}
+LARGE = {"linf": 0.3, "l2": 3.0, "l1": 15.0, "l0": 20.0, "flow": 2.0, "flow-l2": 2.0}
+LARGE |= {"tau": 1000.0, "union": 5.0, "composed": 5.0}
 COUNT = 8
 
 # What makes attacks slow, lowered; less smoothness asked of stAdv; Carlini and Wagner's few steps
@@ -23,6 +24,7 @@ LOWER = {
     "finish": 15,
     "initial_constant": 1.0,
     "learning_rate": 0.05,
+    "polish": 5,
     "queries": 80,
     "restarts": 2,
     "samples_per_gradient": 2,
@@ -53,7 +55,7 @@ def _lowered(part: Any) -> Any:
         if isinstance(value, tuple):
             changes[field.name] = _lowered(value)
         elif limit is not None:
-            changes[field.name] = limit if field.name in GROW else min(value, limit)
+            changes[field.name] = limit if field.name in GROW else value and min(value, limit)
     return replace(part, **changes)
 
 
@@ -105,9 +107,8 @@ def fooled(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def sizes(attack: Attack, net: nn.Module, x: Tensor, y: Tensor, budget: float) -> Tensor:
-    if isinstance(attack, FlowAttack):
-        return attack.threat.size(attack.flow(net, x, y, budget=budget))
-    return attack.threat.size(attack(net, x, y, budget=budget) - x)
+    found = attack.find(net, x, y, budget=budget)
+    return attack.size(attack.within(x, found, budget))
 
 
 def state_of(net: nn.Module) -> dict[str, Any]:
