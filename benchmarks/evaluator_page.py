@@ -9,11 +9,10 @@ from pathlib import Path
 
 from evaluator_figure import figure_of
 from measured import PARTS, Entry, case_of, robust, standing
+from pages import put_section
 
-from robustbench_gpm.files import write_text
 from robustbench_gpm.report.saving import save
 
-BEGIN, END = "<!-- evaluator.py: begin -->", "<!-- evaluator.py: end -->"
 IMAGE = "benchmark_evaluator.png"
 HEADS = {
     "verdict": """### The verdict at one linf budget
@@ -35,13 +34,7 @@ before the attack.""",
 def render(parts: Mapping[str, Sequence[Entry]], docs: Path) -> Path:
     """Write the figure, and the section of the page between its two comments; return the page."""
     save(figure_of(parts), docs / "images" / IMAGE)
-    page = docs / "benchmarks.md"
-    text = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    written = f"{before.rstrip()}\n\n{BEGIN}\n{section(parts)}\n{END}"
-    write_text(page, written + (after or "\n"))
-    return page
+    return put_section(docs / "benchmarks.md", "evaluator.py", section(parts), title="Benchmarks")
 
 
 def section(parts: Mapping[str, Sequence[Entry]]) -> str:

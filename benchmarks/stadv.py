@@ -1,0 +1,141 @@
+"""stAdv in batches beside L-BFGS on one image at a time, and plain Adam: seconds and strength.
+
+    python benchmarks/stadv.py --checkpoint checkpoints/<name> --data_path data/cifar10
+
+The same model and images, bounds in pixels. Chunk by chunk of the images all contenders run in turn
+(A B C, A B C, ...), at every bound; seconds are summed over the chunks, and their spread is that of
+the chunks' ratios. `L-BFGS` is the original: scipy's L-BFGS-B, tau .05, on each image to its end.
+`Adam` is the usual bounded version: 100 steps, all images at once, the flow cut back to the bound.
+An image counts as fooled if the model itself, as it was loaded, gets what was found wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from pgd import machine
+from torch import Tensor, nn
+
+from robustbench_gpm.attacks import ATTACKS
+from robustbench_gpm.attacks.smoothness import smoothness
+from robustbench_gpm.checkpoint import load
+from robustbench_gpm.core import Samples, UserError, pick_device
+from robustbench_gpm.datasets import LoadOptions, load_split
+from robustbench_gpm.deformation import identity_flow, warp
+from robustbench_gpm.files import write_text
+from robustbench_gpm.losses import margin
+
+Contender = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+BOUNDS = (0.1, 0.2, 0.4, 0.8)
+HERE, ORIGINAL, ADAM = "stadv", "L-BFGS", "Adam"
+
+
+def named(name: str) -> Contender:
+    """An attack of the table, at its defaults."""
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, bound: float) -> Tensor:
+        return ATTACKS[name](model, x, y, budget=bound, samples=Samples(range(len(x))))
+
+    return run
+
+
+def by_adam(model: nn.Module, x: Tensor, y: Tensor, bound: float) -> Tensor:
+    """A hundred steps of a tenth of the bound; whoever is fooled on the way stays as he is."""
+    flow, tenth = identity_flow(x).requires_grad_(), 0.1 * bound
+    found, over = x.clone(), torch.zeros(len(x), dtype=torch.bool)
+    optimiser = torch.optim.Adam([flow], tenth)
+    for _ in range(101):
+        images = warp(x, flow)
+        losses, fooled = margin.judged(model, images, y)
+        found = torch.where(over[:, None, None, None], found, images.detach())
+        over |= fooled
+        optimiser.zero_grad()
+        (0.05 * smoothness(flow, "diagonal") - losses).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        with torch.no_grad():
+            flow.clamp_(-bound, bound)
+    return found
+
+
+CONTENDERS = {HERE: named("stadv"), ORIGINAL: named("stadv-lbfgs"), ADAM: by_adam}
+
+
+def measure(
+    model: nn.Module, x: Tensor, y: Tensor, chunk: int
+) -> dict[float, dict[str, dict[str, list[float]]]]:
+    """For each bound and contender the seconds and the images left standing, chunk by chunk."""
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+    xs, ys = x[right].split(chunk), y[right].split(chunk)
+    results = {}
+    for bound in BOUNDS:
+        taken = {name: {"seconds": list[float](), "standing": list[float]()} for name in CONTENDERS}
+        for images, labels in zip(xs, ys, strict=True):
+            for name, contender in CONTENDERS.items():
+                began = time.perf_counter()
+                found = contender(model, images, labels, bound)
+                taken[name]["seconds"].append(time.perf_counter() - began)
+                with torch.no_grad():
+                    left = int((model(found).argmax(1) == labels).sum())
+                taken[name]["standing"].append(left)
+        results[bound] = taken
+        print(row(bound, taken, len(x)), flush=True)
+    return results
+
+
+def row(bound: float, taken: dict[str, dict[str, list[float]]], images: int) -> str:
+    """A line of the table: robust accuracies, seconds, and the time of ours as a ratio."""
+    accuracy = [100 * sum(taken[name]["standing"]) / images for name in CONTENDERS]
+    seconds = [sum(taken[name]["seconds"]) for name in CONTENDERS]
+    each = [
+        ours / theirs
+        for ours, theirs in zip(taken[HERE]["seconds"], taken[ORIGINAL]["seconds"], strict=True)
+    ]
+    cells = [f"{bound:g} px", *(f"{a:.1f}" for a in accuracy), *(f"{s:.1f}" for s in seconds)]
+    cells.append(f"{seconds[0] / seconds[1]:.4f} ({min(each):.4f} to {max(each):.4f})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def header() -> str:
+    """What stands above the rows."""
+    names = [f"{name}, robust %" for name in CONTENDERS] + [f"{name}, s" for name in CONTENDERS]
+    cells = ["bound", *names, f"{HERE} / {ORIGINAL} (chunks)"]
+    return "| " + " | ".join(cells) + " |\n|" + "---|" * len(cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load, compare, print; 2 after a mistake in the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a folder main.py wrote")
+    parser.add_argument("--data_path", type=Path, help="where the checkpoint's data set lies")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--chunk", type=int, default=25, help="images a turn")
+    parser.add_argument("--out", type=Path, help="a JSON file for the raw numbers")
+    given = parser.parse_args(arguments)
+    try:
+        checkpoint = load(given.checkpoint)
+        options = LoadOptions(given.data_path, given.data_path or Path("data"), download=False)
+        split = load_split(checkpoint.card.data_name, "test", options).limit(given.images)
+    except UserError as error:
+        print(f"stadv.py: {error}", file=sys.stderr)
+        return 2
+    model = checkpoint.model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    about = f"{checkpoint.name}, {len(split)} images, {machine(pick_device('cpu'))}"
+    print(f"{about}\n\n{header()}")
+    results = measure(model, *split.batch(slice(None)), given.chunk)
+    if given.out is not None:
+        raw = {"about": about, "images": len(split), "bounds": results}
+        write_text(given.out, json.dumps(raw, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
