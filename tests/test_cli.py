@@ -168,7 +168,7 @@ def test_evaluation_of_one_checkpoint(run: Run, trained: Path, tmp_path: Path) -
     assert "measured/curve.png" in out
     names = {path.name for path in (tmp_path / "measured").iterdir()}
     wanted = {"records.parquet", "examples.parquet", "summary.json", "curve.png", "curve.pdf"}
-    assert names == wanted | {"examples.png"}
+    assert names == wanted | {"examples.png", "deformations.png", "deformation.gif"}
     summary = json.loads((tmp_path / "measured/summary.json").read_text())
     assert summary["n"] == 60
     pgd, stadv = summary["curves"]["pgd"], summary["curves"]["stadv"]

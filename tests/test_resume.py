@@ -28,6 +28,7 @@ QUICK += ["--attack", "apgd", "flow-pgd", "--budgets", "apgd=8/255,0.1", "flow-p
 QUICK += ["--examples", 2, "--no_checks"]
 BATCHES = 12  # six of each attack
 NAMES = {"curve.pdf", "curve.png", "examples.parquet", "examples.png", "records.parquet"}
+NAMES |= {"deformations.png", "deformation.gif"}
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,17 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ..records import AttackColumns, Records
 from ..summary import proportion, robust_accuracy
+from .layout import arrange, kind_of
 from .saving import save
 
 # Okabe and Ito (2008), Color Universal Design; the yellow last, as it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 2)))
 MARKERS = "os^Dv*X"
-THREATS = ("linf", "l2", "flow")  # the order of the panels; any other comes after
 PANEL = (4.0, 3.3)  # inches
 MOST_TICKS = 9
 LETTERS = 13  # an inch, of size 9
+TICK_LETTER = 0.09  # inches, of size 10
 
 
 class Line(NamedTuple):
@@ -43,26 +44,30 @@ class Line(NamedTuple):
 def draw_curves(models: Sequence[Records], folder: Path, name: str = "curve") -> tuple[Path, Path]:
     """Draw robust accuracy (%) against budget into `folder/name.png` and `.pdf`, and return both.
 
-    Colour tells the model, line and marker the attack; a line starts at budget 0 with the clean
-    accuracy, and its band is the 95% interval. A box on top names the models whose flags cast doubt
-    on them. The same records give the same bytes. Raises UserError where records hold no sample,
-    ValueError where there is no attack.
+    There is a panel a threat, those of intensity beside those of location, on one scale of
+    accuracy. Colour tells the model, line and marker the attack; a line starts at budget 0 with the
+    clean accuracy, and its band is the 95% interval. A box on top names the models whose flags cast
+    doubt on them. The same records give the same bytes. Raises UserError where records hold no
+    sample, ValueError where there is no attack.
     """
     lines = _lines(models)
     if not lines:
         raise ValueError("these records hold no attack, so there is no curve to draw")
-    seen = list(dict.fromkeys(line.attack.threat for line in lines))
-    threats = [t for t in THREATS if t in seen] + [t for t in seen if t not in THREATS]
-    columns = min(len(threats), 3)
-    rows = -(-len(threats) // columns)
+    places = arrange(line.attack for line in lines)
+    rows, columns = (1 + max(place) for place in zip(*places.values(), strict=True))
     width = PANEL[0] * columns if columns < 3 else 10.0
-    layout = ConstrainedLayoutEngine(wspace=0.05)
+    layout = ConstrainedLayoutEngine(wspace=0.05, hspace=0.04)
     figure = Figure(figsize=(max(width, 5.5), PANEL[1] * rows), layout=layout)
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
-    for panel, threat in zip(panels, threats, strict=False):
+    grid = figure.add_gridspec(rows, columns)
+    for threat, (row, column) in places.items():
+        panel = figure.add_subplot(
+            grid[row, column], sharey=figure.axes[0] if figure.axes else None
+        )
         _draw_panel(panel, threat, [line for line in lines if line.attack.threat == threat])
-    for panel in list(panels)[len(threats) :]:
-        panel.set_visible(False)
+        if column == min(c for r, c in places.values() if r == row):
+            panel.set_ylabel("accuracy (%)")
+        else:
+            panel.tick_params(labelleft=False)
     _add_legend(figure, lines)
     _add_doubts(figure, models)
     return save(figure, folder / f"{name}.png"), save(figure, folder / f"{name}.pdf")
@@ -113,12 +118,10 @@ def _draw_panel(panel: Axes, threat: str, lines: list[Line]) -> None:
     _scale(panel, sorted({float(f"{factor * b:.6g}") for a in lines for b in a.attack.budgets}))
     named = {"linf": "linf (/255)", "flow": "flow (pixels)"}.get(threat)
     panel.set_xlabel(f"budget, {named or f'{threat} ({unit})'}")
-    kind = {"pixels": "location", "image units": "intensity"}.get(unit, unit)
-    panel.set_title(f"{kind} ({threat})", fontsize=11)
+    kind = kind_of(lines[0].attack)
+    panel.set_title(f"{kind} ({threat})" if kind else threat, fontsize=11)
     panel.set_ylim(0, 100)
     panel.set_yticks(range(0, 101, 20))
-    if panel.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-        panel.set_ylabel("accuracy (%)")
     panel.grid(color="0.9", linewidth=0.7)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
@@ -136,11 +139,29 @@ def _scale(panel: Axes, budgets: list[float]) -> None:
         # The linear part is drawn linscale / (1 - 1/base) = 1 doubling long.
         panel.set_xscale("symlog", base=2, linthresh=budgets[0], linscale=0.5)
     panel.set_xlim(0, budgets[-1])
-    step = -(-len(ticks) // MOST_TICKS)
-    named = [f"{tick:.4g}" if i % step == 0 else "" for i, tick in enumerate(ticks)]
     panel.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
-    panel.xaxis.set_major_formatter(FixedFormatter(named))
+    panel.xaxis.set_major_formatter(FixedFormatter(_tick_names(panel, ticks)))
     panel.xaxis.set_minor_locator(NullLocator())
+
+
+def _tick_names(panel: Axes, ticks: np.ndarray) -> list[str]:
+    """A name for every few ticks, none of which comes near the next."""
+    step = -(-len(ticks) // MOST_TICKS)
+    names = [f"{tick:.4g}" if i % step == 0 else "" for i, tick in enumerate(ticks)]
+    wide = [TICK_LETTER * (len(name) - name.count(".") / 2) for name in names]
+    across = panel.transData + panel.transAxes.inverted()
+    columns = panel.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    inches = (
+        0.86 * panel.figure.bbox.width / panel.figure.dpi / columns
+    )  # about what the layout leaves a panel
+    places = inches * across.transform(np.stack((ticks, 0 * ticks), 1))[:, 0]
+    start, end = wide[0] / 2, np.inf  # the room between 0 and the last name kept
+    for i in reversed([i for i, name in enumerate(names) if i and name]):
+        if start < places[i] - wide[i] / 2 and places[i] + wide[i] / 2 < end:
+            end = places[i] - wide[i] / 2 - TICK_LETTER / 2
+        else:
+            names[i] = ""
+    return names
 
 
 def _closest(positions: np.ndarray) -> float:
