@@ -3,18 +3,22 @@
 from typing import get_args
 
 from ..core import Table
+from .adef import ADef
 from .apgd import APGD, TargetedAPGD
 from .autoattack import VERSIONS, Norm
 from .base import Attack, FlowAttack
 from .carlini_wagner import CarliniWagner
 from .ddn import DDN
 from .deepfool import DeepFool
+from .elastic import Elastic
+from .exhaustive import RotateTranslate, RotateTranslateRandom, Zoom
 from .fab import FAB, TargetedFAB
 from .fast_verdict import FastVerdict
 from .fgsm import FGSM
 from .flow import FlowPGD
 from .fmn import FMN
 from .minimum_norm import MinimumNormAttack
+from .parametric import AffineAscent, RigidAscent, SplineAscent
 from .pgd import PGD
 from .smoothed import SmoothedPGD
 from .square import Square
@@ -56,11 +60,21 @@ ATTACKS: Table[Attack] = Table(
         "cw-l2": CarliniWagner(),
         "flow-pgd": FlowPGD(),
         "fgr": FlowPGD(steps=100, step_size=1 / 100),
+        "adef": ADef(),
+        "adef-linf": ADef(norm="linf"),
+        "adef-rough": ADef(norm="linf", sigma=0.0),
         "stadv": StAdv(),
         "stadv-smooth": StAdv(polish=50),
         "stadv-tau": StAdv(steps=100, over="tau"),
         "stadv-lbfgs": StAdvLBFGS(),
         "stadv-lbfgs-tau": StAdvLBFGS(over="tau"),
+        "rotate-translate": RotateTranslate(),
+        "rotate-translate-random": RotateTranslateRandom(),
+        "rotate-translate-first-order": RigidAscent(),
+        "scale": Zoom(),
+        "affine": AffineAscent(),
+        "tps": SplineAscent(),
+        "elastic": Elastic(),
         "union": Union((("pgd", PGD()), ("flow-pgd", FlowPGD())), (8 / 255, 1.0)),
         "composed": Composed(("flow-pgd", FlowPGD()), ("pgd", PGD()), (1.0, 8 / 255)),
     },

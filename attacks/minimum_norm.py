@@ -63,7 +63,7 @@ class MinimumNormAttack(Attack):
 
 
 class Nearest:
-    """The nearest fooling image of each sample so far."""
+    """The nearest fooling image of each sample so far; or flow, where x is the flow at rest."""
 
     def __init__(self, x: Tensor, norm: str) -> None:
         self.x, self._size = x, THREATS[norm].size

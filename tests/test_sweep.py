@@ -16,8 +16,8 @@ from robustbench_gpm import checkpoint
 from robustbench_gpm import evaluator as module
 from robustbench_gpm.attacks import ATTACKS, Attack, MinimumNormAttack, Threat
 from robustbench_gpm.attacks.ensemble import Ensemble
-from robustbench_gpm.attacks.perturbed import Perturbed
 from robustbench_gpm.attacks.geometry import shrink
+from robustbench_gpm.attacks.perturbed import Perturbed
 from robustbench_gpm.attacks.pgd import PGD
 from robustbench_gpm.attacks.threats import THREATS
 from robustbench_gpm.core import Loss, Samples
