@@ -70,6 +70,8 @@ def test_accuracy_versus_budget_runs_on_records_alone(
     outputs = execute({})
     assert ["image/png" in output.data for output in outputs["curves"]] == [True]
     assert ["image/png" in output.data for output in outputs["examples"]] == [True, True]
+    kinds = [next(k for k in output.data if k.startswith("image")) for output in outputs["moved"]]
+    assert kinds == ["image/png", "image/gif"] * 2
     table = "".join(output.text for output in outputs["table"])
     for records in models:
         summary = summarise(records)
@@ -79,8 +81,10 @@ def test_accuracy_versus_budget_runs_on_records_alone(
             assert all(f"{accuracy:6.1%}" in table for accuracy in line["robust_accuracy"])
     drawn = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("figures/**/*.p*"))
     assert drawn == [
+        "figures/baseline/deformations.png",
         "figures/baseline/examples.png",
         "figures/curve.pdf",
         "figures/curve.png",
+        "figures/penalised/deformations.png",
         "figures/penalised/examples.png",
     ]
