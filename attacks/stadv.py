@@ -48,13 +48,13 @@ class StAdv(FlowAttack):
 
     loss_name: ClassVar[str] = "margin"
 
-    steps: int = 25
+    steps: int = 10
     rate: float = 0.125
     tau: float = 0.05
     neighbours: Neighbours = "diagonal"
     over: Over = "bound"
-    finish: int = 40
-    finish_size: float = 0.1
+    finish: int = 20
+    finish_size: float = 0.25
     polish: int | None = None
 
     @property
