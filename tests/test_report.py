@@ -143,6 +143,15 @@ def test_colour_tells_the_model_and_line_and_marker_the_attack(
     assert drawn_looks == looks
 
 
+def test_the_attacks_of_one_model_have_colours_of_their_own(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    draw_curves([synthetic("only")], tmp_path)
+    lines = [line for panel in drawn[0].axes for line in panel.lines]
+    assert len(lines) > 1
+    assert len({line.get_color() for line in lines}) == len(lines)
+
+
 def test_ten_models_have_ten_colours_and_twins_two_names(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:

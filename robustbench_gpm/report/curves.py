@@ -45,10 +45,10 @@ def draw_curves(models: Sequence[Records], folder: Path, name: str = "curve") ->
     """Draw robust accuracy (%) against budget into `folder/name.png` and `.pdf`, and return both.
 
     There is a panel a threat, those of intensity beside those of location, on one scale of
-    accuracy. Colour tells the model, line and marker the attack; a line starts at budget 0 with the
-    clean accuracy, and its band is the 95% interval. A box on top names the models whose flags cast
-    doubt on them. The same records give the same bytes. Raises UserError where records hold no
-    sample, ValueError where there is no attack.
+    accuracy. Colour tells the model, or the attack where there is one model; line and marker tell
+    the attack. A line starts at budget 0 with the clean accuracy, and its band is the 95% interval.
+    A box on top names the models whose flags cast doubt on them. The same records give the same
+    bytes. Raises UserError where records hold no sample, ValueError where there is no attack.
     """
     lines = _lines(models)
     if not lines:
@@ -83,6 +83,8 @@ def _lines(models: Sequence[Records]) -> list[Line]:
     lines = []
     for number, attack_name in enumerate(attacks):
         dashes, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
+        if len(models) == 1:  # nothing to tell apart but the attacks
+            colours = [COLOURS[number % len(COLOURS)]]
         for records, name, colour in zip(models, names, colours, strict=False):
             style = {"color": colour, "linestyle": dashes, "marker": marker}
             label = textwrap.fill(f"{name}, {attack_name}", 60)
