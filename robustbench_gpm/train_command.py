@@ -25,14 +25,7 @@ from .fields import plain
 from .files import free_folder, safe_name, try_folder
 from .flags import Parser, build, build_parser, parse, peek
 from .models import ModelOptions, build_model, check_name
-from .objectives import (
-    PENALTIES,
-    AdversarialOptions,
-    AdversarialTraining,
-    Objective,
-    Penalised,
-    Penalty,
-)
+from .objectives import AROUND, PENALTIES, Around, Objective, Penalised, Penalty
 from .tasks import TASKS
 from .trainer import Plan, Trainer
 
@@ -47,10 +40,12 @@ def run(arguments: Sequence[str], prog: str) -> None:
     config = build(TrainConfig, values)
     AUGMENTATIONS[config.augment]  # names are looked up before anything is loaded
     check_name(config.model_name)
-    penalties, adversarial = _penalties(values), build(AdversarialOptions, values)
-    objective = _objective(penalties, adversarial)
+    penalties, layers = _penalties(values), _layers(values)
+    objective: Objective = Penalised(penalties)
+    for layer in layers:
+        objective = layer.around(objective)
     device = pick_device(config.device)
-    folder = _folder(config, penalties, adversarial)
+    folder = _folder(config, [*(o.label for o in reversed(layers)), *(p.label for p in penalties)])
     seed_everything(config.seed)
     train, validation = _splits(config)
     options = _model_options(config, spec, train)
@@ -91,7 +86,7 @@ def _parser(spec: DataSpec, prog: str) -> Parser:
     return build_parser(
         prog,
         "Train a model with any combination of gradient penalties; without one, a baseline.",
-        [TrainConfig, AdversarialOptions, *PENALTIES.values()],
+        [TrainConfig, *AROUND.values(), *PENALTIES.values()],
         defaults,
     )
 
@@ -101,19 +96,15 @@ def _penalties(values: Mapping[str, Any]) -> tuple[Penalty, ...]:
     return tuple(penalty for penalty in built if penalty.weight > 0)
 
 
-def _objective(penalties: tuple[Penalty, ...], adversarial: AdversarialOptions) -> Objective:
-    inner = Penalised(penalties)
-    if adversarial.adversarial is None:
-        return inner
-    return AdversarialTraining(adversarial.attack(), adversarial.budget, inner)
+def _layers(values: Mapping[str, Any]) -> tuple[Around, ...]:
+    """What is put around the penalised loss, from the inside out."""
+    built = [build(options, values) for options in AROUND.values()]
+    return tuple(layer for layer in built if layer.active)
 
 
-def _folder(
-    config: TrainConfig, penalties: Sequence[Penalty], adversarial: AdversarialOptions
-) -> Path:
+def _folder(config: TrainConfig, labels: Sequence[str]) -> Path:
     """The checkpoint's folder, tried before long work."""
-    names = [f"at-{adversarial.adversarial}"] if adversarial.adversarial else []
-    objective = "_".join([*names, *(penalty.label for penalty in penalties)]) or "baseline"
+    objective = "_".join(labels) or "baseline"
     model = safe_name(config.model_name)
     name = model if model.startswith(config.data_name) else f"{config.data_name}_{model}"
     folder = config.out or free_folder(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..attacks import ATTACKS, Attack
 from ..core import Loss, Samples, UserError
-from ..fields import check_ranges, flag
-from .base import Objective
+from ..fields import flag
+from .base import Around, Objective
 
 # Of the literature on CIFAR-10. That for flows is the 0.01, in [-1,1], of the flow-gradient paper
 # (Xia & Li 2021, arXiv 2008.12997) at 32 pixels.
@@ -19,7 +19,7 @@ USUAL_BUDGETS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "flow": 0.155, "flow-l2
 
 
 @dataclass(frozen=True)
-class AdversarialOptions:
+class AdversarialOptions(Around):
     """Flags that say which attack training defends against."""
 
     adversarial: str | None = flag(
@@ -40,7 +40,7 @@ class AdversarialOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError for what cannot be meant."""
-        check_ranges(self)
+        super().__post_init__()
         chosen = (self.adversarial_budget, self.adversarial_steps, self.adversarial_step_size)
         if self.adversarial is None and chosen != (None, None, None):
             raise UserError(
@@ -49,6 +49,17 @@ class AdversarialOptions:
             )
         if self.adversarial is not None and self.adversarial_budget is None:
             self._usual_budget()
+
+    @property
+    def active(self) -> bool:
+        return self.adversarial is not None
+
+    @property
+    def label(self) -> str:
+        return f"at-{self.adversarial}"
+
+    def around(self, inner: Objective) -> Objective:
+        return AdversarialTraining(self.attack(), self.budget, inner)
 
     @property
     def budget(self) -> float:

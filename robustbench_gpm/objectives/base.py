@@ -22,6 +22,31 @@ class Objective(Protocol):
         ...
 
 
+class Around(ABC):
+    """Options of an objective that is made out of another one, such as adversarial training.
+
+    A subclass is a frozen dataclass whose fields are flags; with their defaults it is off.
+    """
+
+    def __post_init__(self) -> None:
+        """Raise UserError for the first number out of its range."""
+        check_ranges(self)
+
+    @property
+    @abstractmethod
+    def active(self) -> bool:
+        """Whether the flags ask for it."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Its part of a folder's name, as in at-pgd or sam0.05."""
+
+    @abstractmethod
+    def around(self, inner: Objective) -> Objective:
+        """The objective that takes `inner` in its own way."""
+
+
 class Penalty(ABC):
     """A price on the gradient of each sample's own loss with respect to its input.
 
