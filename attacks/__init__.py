@@ -17,6 +17,7 @@ from .fast_verdict import FastVerdict
 from .fgsm import FGSM
 from .flow import FlowPGD
 from .flow_apgd import FlowAPGD
+from .flow_vertex import FlowVertex
 from .fmn import FMN
 from .minimum_norm import MinimumNormAttack
 from .parametric import AffineAscent, RigidAscent, SplineAscent
@@ -63,6 +64,7 @@ ATTACKS: Table[Attack] = Table(
         "flow-pgd-l2": FlowPGD(norm="l2"),
         "flow-apgd": FlowAPGD(),
         "flow-apgd-l2": FlowAPGD(norm="l2"),
+        "flow-vertex": FlowVertex(),
         "fgr": FlowPGD(steps=100, step_size=1 / 100, rule="fixed"),
         "adef": ADef(),
         "adef-linf": ADef(norm="linf"),

@@ -18,6 +18,7 @@ from .ascent import ascend, in_turn
 from .base import FlowAttack
 from .climb import pick
 from .flow import FlowPGD
+from .flow_vertex import FlowVertex
 from .perturbed import Perturbed
 from .smoothness import Neighbours, Over, size_over, smoothness, terms
 from .threats import FLOW, TAU, Threat
@@ -37,8 +38,8 @@ class StAdv(FlowAttack):
     clamped to it after each step, and a step is `rate` budgets. Smoothness leaves some samples
     standing that a rough flow of the same size fools, so a bounded attack that stopped here would
     flatter the model: on those, `finish` steps of sign ascent follow, as in FlowPGD, from where
-    Adam ended, and then as many from rest. They raise the cross-entropy where `loss` is the margin,
-    which sees a single rival class and gets stuck sooner; any other loss they raise as it is.
+    Adam ended, and then as many of FlowVertex. They raise the cross-entropy where `loss` is the
+    margin, which sees a single rival class and gets stuck sooner; any other loss as it is.
     With `tau` the budget is 1/tau in place of the field, nothing bounds the flow, and a step is
     `rate` pixels.
 
@@ -95,9 +96,10 @@ class StAdv(FlowAttack):
             return finish.climb(model, x, y, flow, budget, raised, samples)
 
         def afresh(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
-            return finish.deform(model, x, y, budget, raised, samples)
+            return corners.deform(model, x, y, budget, raised, samples)
 
         finish = FlowPGD(padding=self.padding, steps=self.finish, step_size=self.finish_size)
+        corners = FlowVertex(padding=self.padding, steps=self.finish)
         raised = cross_entropy if loss == margin else loss
         searches = (smooth, rough, afresh) if self.over == "bound" else (smooth,)
         start = identity_flow(x)
