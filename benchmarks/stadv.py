@@ -2,6 +2,7 @@
 
     python benchmarks/stadv.py --checkpoint checkpoints/<name> --data_path data/cifar10
 
+Keeps the numbers in benchmarks/results/stadv, and writes all that lie there to docs/benchmarks.md.
 The same model and images, bounds in pixels. Chunk by chunk of the images all contenders run in turn
 (A B C, A B C, ...), at every bound; seconds are summed over the chunks, and their spread is that of
 the chunks' ratios. `L-BFGS` is the original: scipy's L-BFGS-B, tau .05, on each image to its end.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from pages import put_section
 from pgd import machine
 from torch import Tensor, nn
 
@@ -30,11 +32,24 @@ from robustbench_gpm.core import Samples, UserError, pick_device
 from robustbench_gpm.datasets import LoadOptions, load_split
 from robustbench_gpm.deformation import identity_flow, warp
 from robustbench_gpm.fast import accelerated
-from robustbench_gpm.files import write_text
+from robustbench_gpm.files import safe_name, write_text
 from robustbench_gpm.losses import margin
 
 Contender = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 BOUNDS = (0.1, 0.2, 0.4, 0.8)
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results/stadv"
+SAID = """## stAdv in batches against L-BFGS, one image at a time
+
+Robust accuracy at each bound on the largest move, and the seconds that all contenders took in
+turn on the same images in one process. `L-BFGS` is the original attack: scipy's L-BFGS-B with tau
+= 0.05 until it converges; `Adam` is a hundred steps of a tenth of the bound, with the same tau.
+On a robust model both hardly leave the flow at rest, where the price of smoothness outweighs what
+a pixel gains; `stadv` goes on without the price. In parentheses the ratios of the chunks.
+
+```
+python benchmarks/stadv.py --checkpoint FOLDER --data_path DIR --images 60 --chunk 30
+```"""
 HERE, COPY, ORIGINAL, ADAM = "stadv", "on a fused copy", "L-BFGS", "Adam"
 
 
@@ -126,6 +141,17 @@ def header() -> str:
     return "| " + " | ".join(cells) + " |\n|" + "---|" * len(cells)
 
 
+def section() -> str:
+    """The page's section: every model that has been measured."""
+    blocks = [SAID]
+    for path in sorted(RESULTS.glob("*.json")):
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        rows = [row(float(bound), of, raw["images"]) for bound, of in raw["bounds"].items()]
+        about = f"{raw['title']}: {raw['images']} images, {raw['chunk']} a turn; {raw['machine']}."
+        blocks.append("\n".join([about, "", header(), *rows]))
+    return "\n\n".join(blocks)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load, compare, print; 2 after a mistake in the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -133,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_path", type=Path, help="where the checkpoint's data set lies")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--chunk", type=int, default=25, help="images a turn")
-    parser.add_argument("--out", type=Path, help="a JSON file for the raw numbers")
+    parser.add_argument("--title", help="what the model is called on the page")
     given = parser.parse_args(arguments)
     try:
         checkpoint = load(given.checkpoint)
@@ -145,12 +171,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = checkpoint.model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    about = f"{checkpoint.name}, {len(split)} images, {machine(pick_device('cpu'))}"
-    print(f"{about}\n\n{header()}")
-    results = measure(model, *split.batch(slice(None)), given.chunk)
-    if given.out is not None:
-        raw = {"about": about, "images": len(split), "bounds": results}
-        write_text(given.out, json.dumps(raw, indent=1) + "\n")
+    title = given.title or checkpoint.name
+    print(f"{title}, {len(split)} images, {machine(pick_device('cpu'))}\n\n{header()}")
+    raw = {
+        "title": title,
+        "images": len(split),
+        "chunk": given.chunk,
+        "machine": machine(pick_device("cpu")),
+        "bounds": measure(model, *split.batch(slice(None)), given.chunk),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_text(RESULTS / f"{safe_name(title)}.json", json.dumps(raw, indent=1) + "\n")
+    put_section(ROOT / "docs/benchmarks.md", "stadv.py", section(), title="Benchmarks")
     return 0
 
 
