@@ -17,7 +17,6 @@ from ..losses import cross_entropy, margin
 from .ascent import ascend, in_turn
 from .base import FlowAttack
 from .climb import pick
-from .flow import FlowPGD
 from .flow_vertex import FlowVertex
 from .perturbed import Perturbed
 from .smoothness import Neighbours, Over, size_over, smoothness, terms
@@ -37,9 +36,9 @@ class StAdv(FlowAttack):
     `over` says what a budget is. With `bound` no pixel moves further than the budget, the flow is
     clamped to it after each step, and a step is `rate` budgets. Smoothness leaves some samples
     standing that a rough flow of the same size fools, so a bounded attack that stopped here would
-    flatter the model: on those, `finish` steps of sign ascent follow, as in FlowPGD, from where
-    Adam ended, and then as many of FlowVertex. They raise the cross-entropy where `loss` is the
-    margin, which sees a single rival class and gets stuck sooner; any other loss as it is.
+    flatter the model: on those, `finish` steps of FlowVertex follow. They raise the cross-entropy
+    where `loss` is the margin, which sees a single rival class and gets stuck sooner; any other
+    loss as it is.
     With `tau` the budget is 1/tau in place of the field, nothing bounds the flow, and a step is
     `rate` pixels.
 
@@ -55,7 +54,6 @@ class StAdv(FlowAttack):
     neighbours: Neighbours = "diagonal"
     over: Over = "bound"
     finish: int = 20
-    finish_size: float = 0.25
     polish: int | None = None
 
     @property
@@ -92,16 +90,12 @@ class StAdv(FlowAttack):
                 cost=lambda state: tau * smoothness(state[:, 0], self.neighbours),
             )[:, 0]
 
-        def rough(x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
-            return finish.climb(model, x, y, flow, budget, raised, samples)
+        def rough(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
+            return finish.deform(model, x, y, budget, raised, samples)
 
-        def afresh(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
-            return corners.deform(model, x, y, budget, raised, samples)
-
-        finish = FlowPGD(padding=self.padding, steps=self.finish, step_size=self.finish_size)
-        corners = FlowVertex(padding=self.padding, steps=self.finish)
+        finish = FlowVertex(padding=self.padding, steps=self.finish)
         raised = cross_entropy if loss == margin else loss
-        searches = (smooth, rough, afresh) if self.over == "bound" else (smooth,)
+        searches = (smooth, rough) if self.over == "bound" else (smooth,)
         start = identity_flow(x)
         flow = in_turn(searches, model, x, y, start, loss, samples, render=self.render)
         return self._polished(model, x, y, flow, rate / 4, bound, loss, samples)
