@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_attacks_parity import digits as digits  # noqa: PLC0414 - a fixture
@@ -104,3 +106,24 @@ def test_is_stronger_than_ascent_with_the_same_steps(
     assert ours <= standing("flow-pgd")
     assert ours <= standing("flow-apgd") + 1
     assert standing("stadv") <= ours + 1
+
+
+class Middle(nn.Module):
+    """Reads one pixel: class 1 from 0.002 above its colour on the ramp below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x[:, 0, x.shape[2] // 2, x.shape[3] // 2] - 0.004 * (x.shape[3] // 2) - 0.002
+        return torch.stack((-lead, lead), dim=1)
+
+
+@pytest.mark.parametrize("size", [8, 32, 224])
+@pytest.mark.parametrize("name", ["flow-vertex", "flow-pgd", "flow-apgd", "stadv", "adef"])
+def test_a_budget_in_pixels_means_the_same_at_every_size(name: str, size: int) -> None:
+    """On a ramp of 0.004 a pixel the middle changes class half a pixel away."""
+    ramp = 0.004 * torch.arange(size, dtype=torch.double)
+    x = ramp.expand(1, 1, size, size).contiguous()
+    y = torch.zeros(1, dtype=torch.int64)
+    attack = replace(ATTACKS[name], sigma=0.0) if name == "adef" else ATTACKS[name]
+    for budget, falls in ((0.49, False), (0.51, True)):
+        images = attack(Middle(), x, y, budget=budget)
+        assert bool(Middle()(images).argmax(1) == 1) == falls
