@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +14,16 @@ from ..core import Loss, Samples
 from ..deformation import identity_flow
 from ..losses import cross_entropy, margin
 from .ascent import ascend, in_turn
-from .base import FlowAttack
 from .climb import pick
 from .flow_vertex import FlowVertex
-from .perturbed import Perturbed
-from .smoothness import Neighbours, Over, size_over, smoothness, terms
-from .threats import FLOW, TAU, Threat
+from .priced import PricedFlow
+from .smoothness import smoothness
 
 DECAY_1, DECAY_2, TINY = 0.9, 0.999, 1e-12  # of Adam (arXiv 1412.6980)
 
 
 @dataclass(frozen=True)
-class StAdv(FlowAttack):
+class StAdv(PricedFlow):
     """Minimise the right logit's lead + tau * smoothness over flows, all images at once.
 
     Equations 3 to 5 of the paper, untargeted, with kappa = 0: the lead is z_y - max_{i != y} z_i,
@@ -46,33 +43,17 @@ class StAdv(FlowAttack):
     The paper's own optimisation, one image at a time and smooth to the end, is `StAdvLBFGS`.
     """
 
-    loss_name: ClassVar[str] = "margin"
-
     steps: int = 10
     rate: float = 0.125
-    tau: float = 0.05
-    neighbours: Neighbours = "diagonal"
-    over: Over = "bound"
     finish: int = 20
     polish: int | None = None
-
-    @property
-    def threat(self) -> Threat:
-        return FLOW if self.over == "bound" else TAU
-
-    @property
-    def shrinks(self) -> bool:
-        return self.over == "bound"
-
-    def size(self, found: Perturbed) -> Tensor:
-        return size_over(self.over, found)
 
     def deform(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
         if budget == 0:
             return identity_flow(x)
-        bound, tau = terms(self.over, budget, self.tau)
+        bound, tau = self.terms(budget)
         rate = self.rate * (bound if math.isfinite(bound) else 1)
 
         def smooth(x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
