@@ -16,6 +16,8 @@ from .fab import FAB, TargetedFAB
 from .fast_verdict import FastVerdict
 from .fgsm import FGSM
 from .flow import FlowPGD
+from .flow_apgd import FlowAPGD
+from .flow_vertex import FlowVertex
 from .fmn import FMN
 from .minimum_norm import MinimumNormAttack
 from .parametric import AffineAscent, RigidAscent, SplineAscent
@@ -59,7 +61,11 @@ ATTACKS: Table[Attack] = Table(
         "ddn-l2": DDN(),
         "cw-l2": CarliniWagner(),
         "flow-pgd": FlowPGD(),
-        "fgr": FlowPGD(steps=100, step_size=1 / 100),
+        "flow-pgd-l2": FlowPGD(norm="l2"),
+        "flow-apgd": FlowAPGD(),
+        "flow-apgd-l2": FlowAPGD(norm="l2"),
+        "flow-vertex": FlowVertex(),
+        "fgr": FlowPGD(steps=100, step_size=1 / 100, rule="fixed"),
         "adef": ADef(),
         "adef-linf": ADef(norm="linf"),
         "adef-rough": ADef(norm="linf", sigma=0.0),

@@ -239,7 +239,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def exceeds(losses: Tensor, others: Tensor) -> Tensor:
-    """Which losses (b,) are higher by more than rounding, that a batch's size may change."""
+    """Which losses (b,...) are higher by more than rounding, that a batch's size may change."""
     slack = torch.finfo(losses.dtype).eps ** 0.75 * others.abs()
     return losses - others > torch.where(others.isfinite(), slack, torch.zeros_like(slack))
 

@@ -31,7 +31,7 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
     if norm in ("linf", "flow"):
         return gradient.sign()
     if norm == "flow-l2":
-        return math.sqrt(gradient[0, 0].numel()) * steepest(gradient, "l2")
+        return math.sqrt(math.prod(gradient.shape[2:])) * steepest(gradient, "l2")
     # Scaled by the largest entry first: the squares of a confident model's gradient may underflow.
     tiny = torch.finfo(gradient.dtype).tiny
     largest = gradient.abs().flatten(1).amax(1).clamp_min(tiny)
@@ -48,7 +48,7 @@ def shrink(delta: Tensor, radius: Radius, norm: str) -> Tensor:
     """The nearest perturbation, in the euclidean sense, to delta (B,...) inside the ball."""
     limit = per_sample(_radii(radius, delta), delta)
     if norm == "flow-l2":
-        return shrink(delta, math.sqrt(delta[0, 0].numel()) * limit.flatten(), "l2")
+        return shrink(delta, math.sqrt(math.prod(delta.shape[2:])) * limit.flatten(), "l2")
     if norm in ("linf", "flow"):
         return torch.maximum(torch.minimum(delta, limit), -limit)
     if norm == "l2":

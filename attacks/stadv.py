@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +14,16 @@ from ..core import Loss, Samples
 from ..deformation import identity_flow
 from ..losses import cross_entropy, margin
 from .ascent import ascend, in_turn
-from .base import FlowAttack
 from .climb import pick
-from .flow import FlowPGD
-from .perturbed import Perturbed
-from .smoothness import Neighbours, Over, size_over, smoothness, terms
-from .threats import FLOW, TAU, Threat
+from .flow_vertex import FlowVertex
+from .priced import PricedFlow
+from .smoothness import smoothness
 
 DECAY_1, DECAY_2, TINY = 0.9, 0.999, 1e-12  # of Adam (arXiv 1412.6980)
 
 
 @dataclass(frozen=True)
-class StAdv(FlowAttack):
+class StAdv(PricedFlow):
     """Minimise the right logit's lead + tau * smoothness over flows, all images at once.
 
     Equations 3 to 5 of the paper, untargeted, with kappa = 0: the lead is z_y - max_{i != y} z_i,
@@ -36,9 +33,9 @@ class StAdv(FlowAttack):
     `over` says what a budget is. With `bound` no pixel moves further than the budget, the flow is
     clamped to it after each step, and a step is `rate` budgets. Smoothness leaves some samples
     standing that a rough flow of the same size fools, so a bounded attack that stopped here would
-    flatter the model: on those, `finish` steps of sign ascent follow, as in FlowPGD, from where
-    Adam ended, and then as many from rest. They raise the cross-entropy where `loss` is the margin,
-    which sees a single rival class and gets stuck sooner; any other loss they raise as it is.
+    flatter the model: on those, `finish` steps of FlowVertex follow. They raise the cross-entropy
+    where `loss` is the margin, which sees a single rival class and gets stuck sooner; any other
+    loss as it is.
     With `tau` the budget is 1/tau in place of the field, nothing bounds the flow, and a step is
     `rate` pixels.
 
@@ -46,34 +43,17 @@ class StAdv(FlowAttack):
     The paper's own optimisation, one image at a time and smooth to the end, is `StAdvLBFGS`.
     """
 
-    loss_name: ClassVar[str] = "margin"
-
     steps: int = 10
     rate: float = 0.125
-    tau: float = 0.05
-    neighbours: Neighbours = "diagonal"
-    over: Over = "bound"
     finish: int = 20
-    finish_size: float = 0.25
     polish: int | None = None
-
-    @property
-    def threat(self) -> Threat:
-        return FLOW if self.over == "bound" else TAU
-
-    @property
-    def shrinks(self) -> bool:
-        return self.over == "bound"
-
-    def size(self, found: Perturbed) -> Tensor:
-        return size_over(self.over, found)
 
     def deform(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
         if budget == 0:
             return identity_flow(x)
-        bound, tau = terms(self.over, budget, self.tau)
+        bound, tau = self.terms(budget)
         rate = self.rate * (bound if math.isfinite(bound) else 1)
 
         def smooth(x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
@@ -91,15 +71,12 @@ class StAdv(FlowAttack):
                 cost=lambda state: tau * smoothness(state[:, 0], self.neighbours),
             )[:, 0]
 
-        def rough(x: Tensor, y: Tensor, flow: Tensor, samples: Samples) -> Tensor:
-            return finish.climb(model, x, y, flow, budget, raised, samples)
-
-        def afresh(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
+        def rough(x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
             return finish.deform(model, x, y, budget, raised, samples)
 
-        finish = FlowPGD(padding=self.padding, steps=self.finish, step_size=self.finish_size)
+        finish = FlowVertex(padding=self.padding, steps=self.finish)
         raised = cross_entropy if loss == margin else loss
-        searches = (smooth, rough, afresh) if self.over == "bound" else (smooth,)
+        searches = (smooth, rough) if self.over == "bound" else (smooth,)
         start = identity_flow(x)
         flow = in_turn(searches, model, x, y, start, loss, samples, render=self.render)
         return self._polished(model, x, y, flow, rate / 4, bound, loss, samples)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples
 from ..deformation import identity_flow
-from .base import FlowAttack
-from .perturbed import Perturbed
-from .smoothness import Neighbours, Over, size_over, smoothness, terms
-from .threats import FLOW, TAU, Threat
+from .priced import PricedFlow
+from .smoothness import smoothness
 
 Vector = npt.NDArray[np.float64]
 
@@ -28,7 +26,7 @@ FACTR, MEMORY = 10.0, 20  # the authors' stopping tolerance (times machine preci
 
 
 @dataclass(frozen=True)
-class StAdvLBFGS(FlowAttack):
+class StAdvLBFGS(PricedFlow):
     """min over the flow of max(z_y - max_{i != y} z_i, -kappa) + tau * smoothness, to convergence.
 
     Starts at rest. A budget of infinity leaves the flow unbounded, as in the paper; a finite one
@@ -38,28 +36,12 @@ class StAdvLBFGS(FlowAttack):
     forward and backward passes spent on a sample (a line search under way may pass it by a few).
     """
 
-    loss_name: ClassVar[str] = "margin"
-
-    tau: float = 0.05
     kappa: float = 0.0
-    neighbours: Neighbours = "diagonal"
-    over: Over = "bound"
     evaluations: int = 500
-
-    @property
-    def threat(self) -> Threat:
-        return FLOW if self.over == "bound" else TAU
-
-    @property
-    def shrinks(self) -> bool:
-        return self.over == "bound"
 
     @property
     def unbounded(self) -> bool:
         return self.over == "bound"
-
-    def size(self, found: Perturbed) -> Tensor:
-        return size_over(self.over, found)
 
     def deform(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
@@ -76,7 +58,7 @@ class StAdvLBFGS(FlowAttack):
     def _optimised(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
-        bound, tau = terms(self.over, budget, self.tau)
+        bound, tau = self.terms(budget)
         best: dict[str, Any] = {"value": math.inf, "flow": None}
 
         def objective(vector: Vector) -> tuple[float, Vector]:

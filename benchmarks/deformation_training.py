@@ -24,10 +24,10 @@ STUDY = Study(
         "adversarial": (*AGAINST_FLOWS, *HALVES),
         "both": ("--fgr_lamb", "300", *AGAINST_FLOWS, *HALVES),
     },
-    attacks=("flow-pgd", "stadv", "rotate-translate", "pgd"),
+    attacks=("flow-pgd", "flow-vertex", "rotate-translate", "pgd"),
     budgets=(
         "flow-pgd=0.05,0.1,0.155,0.2,0.3,0.5",
-        "stadv=0.05,0.1,0.155,0.2,0.3,0.5",
+        "flow-vertex=0.05,0.1,0.155,0.2,0.3,0.5",
         "rotate-translate=0.5,1,2,4,8",
         "pgd=0.5/255,1/255,2/255,4/255,8/255",
     ),

@@ -133,10 +133,10 @@ def section(
         f"python benchmarks/{study.name}.py --data_path DIR --limit {given.limit} --seeds {seeds}",
         "```",
         "",
-        f"trains by `python main.py --config {study.recipe} --data_path DIR` and, of each model,",
-        *(f"- `{name}`: `{' '.join(flags)}`," for name, flags in study.variants.items() if flags),
+        f"trains by `python main.py --config {study.recipe} --data_path DIR`, evaluates, and",
+        "writes this section. Beside the recipe's flags:",
         "",
-        "evaluates them, and writes this section.",
+        *(f"- `{name}`: `{' '.join(flags)}`" for name, flags in study.variants.items() if flags),
         "",
         f"Machine: {machine(pick_device('auto'))}. Commit {asked.stdout.strip()}. "
         f"Seeds: {', '.join(map(str, measured))}{alone}.",

@@ -178,6 +178,8 @@ def _add_legend(figure: Figure, lines: list[Line]) -> None:
     most = attacks * -(-len(lines) // (5 * attacks))  # about five to a column
     width, height = figure.get_size_inches()
     for columns in range(most, 0, -1):
+        if columns < attacks and attacks % columns:
+            continue  # it would part the models of an attack
         legend: Legend = figure.legend(
             handles=handles,
             loc="outside lower center",
