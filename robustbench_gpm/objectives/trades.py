@@ -15,6 +15,8 @@ from ..attacks.apgd import APGD
 from ..attacks.elastic import Elastic
 from ..attacks.fgsm import FGSM
 from ..attacks.flow import FlowPGD
+from ..attacks.flow_apgd import FlowAPGD
+from ..attacks.flow_vertex import FlowVertex
 from ..attacks.geometry import project
 from ..attacks.parametric import FirstOrder
 from ..attacks.pgd import PGD
@@ -30,7 +32,10 @@ from .weights import Moment
 START = 0.001  # standard deviation of the noise that the search for x' sets out with
 
 # Attacks that raise whatever loss they are handed, without a look at the labels themselves.
-RAISE_ANY_LOSS = (PGD, FlowPGD, APGD, FGSM, SmoothedPGD, Square, FirstOrder, Elastic, StAdv)
+RAISE_ANY_LOSS = (
+    *(PGD, APGD, FGSM, SmoothedPGD, Square),
+    *(FlowPGD, FlowAPGD, FlowVertex, StAdv, FirstOrder, Elastic),
+)
 
 
 @dataclass(frozen=True)
