@@ -47,10 +47,7 @@ class PGD(Attack):
             return project(x, moved, budget, self.norm)
 
         def search(random: bool, x: Tensor, y: Tensor, _: Tensor, samples: Samples) -> Tensor:
-            start = x
-            if random:
-                noise = random_point(x, budget, self.norm, samples)
-                start = project(x, x + noise, budget, self.norm)
+            start = self.start(x, budget, samples) if random else x
             return ascend(
                 model,
                 x,
@@ -66,3 +63,8 @@ class PGD(Attack):
 
         searches = [partial(search, self.random_start or n > 0) for n in range(self.restarts)]
         return in_turn(searches, model, x, y, x, loss, samples, render=as_given)
+
+    def start(self, x: Tensor, budget: float, samples: Samples) -> Tensor:
+        """Where a random search begins: images (B,C,H,W) inside the budget and [0,1]."""
+        noise = random_point(x, budget, self.norm, samples)
+        return project(x, x + noise, budget, self.norm)

@@ -10,7 +10,7 @@ from .attacks import ATTACKS
 from .core import UserError
 from .datasets import AUGMENTATIONS, DATASETS
 from .fields import check_ranges, flag
-from .models import MODELS
+from .models import ACTIVATIONS, MODELS
 
 CACHE = Path("~/.cache/robustbench_gpm")
 
@@ -27,6 +27,9 @@ class TrainConfig:
     )
     pretrained: bool = flag(
         False, "start from the published weights of a timm or torchvision model"
+    )
+    activation: str | None = flag(
+        None, f"in the place of the network's own: {', '.join(ACTIVATIONS)}"
     )
     image_size: int | None = flag(
         None, "pixels on a side that imagefolder's images are brought to; 224 if not given", above=0
@@ -91,6 +94,7 @@ class EvaluateConfig:
         (), "what --model's inputs are normalised with, a number a channel"
     )
     std: tuple[float, ...] = flag((), "the same: standard deviations", above=0)
+    activation: str | None = flag(None, "activation that --model was trained with, if not its own")
 
     data_name: str | None = flag(None, "data set; by default the one the checkpoint was trained on")
     data_path: Path | None = flag(None, "folder the data set lies in")
@@ -122,8 +126,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Raise UserError for the first number out of its range, and for flags that don't fit."""
         check_ranges(self)
-        if self.model is None and (self.weights or self.mean or self.std):
-            raise UserError("--weights, --mean and --std go with --model: name the model too")
+        if self.model is None and (self.weights or self.mean or self.std or self.activation):
+            raise UserError(
+                "--weights, --mean, --std and --activation go with --model: name the model too"
+            )
         if self.model is not None and self.checkpoint:
             raise UserError("give --model or --checkpoint, not both")
         if self.model is not None and self.data_name is None:

@@ -23,7 +23,8 @@ class LogitLoss:
 
     def judged(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(x)
-        return self.score(logits, y), logits.detach().argmax(1) != y
+        right = y.argmax(1) if y.dim() == 2 else y  # of soft labels the likeliest class
+        return self.score(logits, y), logits.detach().argmax(1) != right
 
 
 @dataclass(frozen=True)

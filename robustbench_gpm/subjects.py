@@ -82,6 +82,7 @@ def _bare_model(config: EvaluateConfig, name: str) -> Subject:
         mean=config.mean or (0.0,) * channels,
         std=config.std or (1.0,) * channels,
         pretrained=config.weights is None and name.startswith(("timm:", "torchvision:")),
+        activation=config.activation,
     )
     model = build_model(name, options)
     if config.weights is not None:

@@ -26,12 +26,16 @@ from .files import free_folder, safe_name, try_folder
 from .flags import Parser, build, build_parser, parse, peek
 from .models import ModelOptions, build_model, check_name
 from .objectives import (
+    AROUND,
+    MOVE_WEIGHTS,
     PENALTIES,
     AdversarialOptions,
-    AdversarialTraining,
+    Around,
+    GNPOptions,
     Objective,
     Penalised,
     Penalty,
+    PenaltyMode,
 )
 from .tasks import TASKS
 from .trainer import Plan, Trainer
@@ -47,13 +51,21 @@ def run(arguments: Sequence[str], prog: str) -> None:
     config = build(TrainConfig, values)
     AUGMENTATIONS[config.augment]  # names are looked up before anything is loaded
     check_name(config.model_name)
-    penalties, adversarial = _penalties(values), build(AdversarialOptions, values)
-    objective = _objective(penalties, adversarial)
+    penalties, layers = _penalties(values), _layers(values)
+    mode = build(PenaltyMode, values)
+    _check_together(config, layers, mode, penalties)
     device = pick_device(config.device)
-    folder = _folder(config, penalties, adversarial)
+    labels = [*(o.label for o in reversed(layers)), *(p.label for p in penalties)]
+    folder = _folder(config, [*labels, *filter(None, [mode.label if penalties else ""])])
     seed_everything(config.seed)
     train, validation = _splits(config)
     options = _model_options(config, spec, train)
+    augmentation = AUGMENTATIONS[config.augment](train.images.shape[-1])
+    loader = TrainLoader(train, config.batch_size, augmentation, config.seed, config.workers)
+    replays = _replays(layers)
+    objective: Objective = Penalised(penalties, mode, len(loader) * replays)
+    for layer in layers:
+        objective = layer.around(objective)
     card = Card(
         model_name=config.model_name,
         model_options=dataclasses.asdict(options),
@@ -68,7 +80,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         build_model(config.model_name, options),
         objective,
         TASKS[spec.task](),
-        _plan(config),
+        _plan(config, replays),
         device,
         folder,
         card,
@@ -77,8 +89,6 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if config.resume:
         _check_same(card, checkpoint.read_card(folder))
         trainer.restore(checkpoint.load_resume(folder))
-    augmentation = AUGMENTATIONS[config.augment](train.images.shape[-1])
-    loader = TrainLoader(train, config.batch_size, augmentation, config.seed, config.workers)
     card = trainer.run(loader, prepared(validation, augmentation))
     best = card.history[card.best_epoch - 1]["validation_accuracy"]
     print(f"best validation accuracy {best:.2%}, in epoch {card.best_epoch}")
@@ -91,7 +101,7 @@ def _parser(spec: DataSpec, prog: str) -> Parser:
     return build_parser(
         prog,
         "Train a model with any combination of gradient penalties; without one, a baseline.",
-        [TrainConfig, AdversarialOptions, *PENALTIES.values()],
+        [TrainConfig, *AROUND.values(), *PENALTIES.values(), PenaltyMode],
         defaults,
     )
 
@@ -101,19 +111,15 @@ def _penalties(values: Mapping[str, Any]) -> tuple[Penalty, ...]:
     return tuple(penalty for penalty in built if penalty.weight > 0)
 
 
-def _objective(penalties: tuple[Penalty, ...], adversarial: AdversarialOptions) -> Objective:
-    inner = Penalised(penalties)
-    if adversarial.adversarial is None:
-        return inner
-    return AdversarialTraining(adversarial.attack(), adversarial.budget, inner)
+def _layers(values: Mapping[str, Any]) -> tuple[Around, ...]:
+    """What is put around the penalised loss, from the inside out."""
+    built = [build(options, values) for options in AROUND.values()]
+    return tuple(layer for layer in built if layer.active)
 
 
-def _folder(
-    config: TrainConfig, penalties: Sequence[Penalty], adversarial: AdversarialOptions
-) -> Path:
+def _folder(config: TrainConfig, labels: Sequence[str]) -> Path:
     """The checkpoint's folder, tried before long work."""
-    names = [f"at-{adversarial.adversarial}"] if adversarial.adversarial else []
-    objective = "_".join([*names, *(penalty.label for penalty in penalties)]) or "baseline"
+    objective = "_".join(labels) or "baseline"
     model = safe_name(config.model_name)
     name = model if model.startswith(config.data_name) else f"{config.data_name}_{model}"
     folder = config.out or free_folder(
@@ -150,12 +156,40 @@ def _model_options(config: TrainConfig, spec: DataSpec, split: Split) -> ModelOp
         mean=spec.mean,
         std=spec.std,
         pretrained=config.pretrained,
+        activation=config.activation,
     )
 
 
-def _plan(config: TrainConfig) -> Plan:
-    names = [f.name for f in dataclasses.fields(Plan)]
-    return Plan(**{name: getattr(config, name) for name in names})
+def _plan(config: TrainConfig, replays: int) -> Plan:
+    """The flags' plan; where batches are replayed, epochs are as many fewer (Shafahi et al.)."""
+    names = [f.name for f in dataclasses.fields(Plan) if f.name != "replays"]
+    plan = Plan(**{name: getattr(config, name) for name in names}, replays=replays)
+    milestones = tuple(-(-milestone // replays) for milestone in plan.milestones)
+    return dataclasses.replace(plan, epochs=-(-plan.epochs // replays), milestones=milestones)
+
+
+def _replays(layers: Sequence[Around]) -> int:
+    """How often in a row each batch is trained on."""
+    return max((o.replays for o in layers if isinstance(o, AdversarialOptions)), default=1)
+
+
+def _check_together(
+    config: TrainConfig, layers: Sequence[Around], mode: PenaltyMode, penalties: Sequence[Penalty]
+) -> None:
+    """Raise UserError for what does not go together, before any long work."""
+    moving = [layer.label for layer in layers if isinstance(layer, MOVE_WEIGHTS)]
+    if len(moving) > 1:
+        raise UserError(
+            f"{' and '.join(moving)} would each move the weights for the other: ask for one of them"
+        )
+    if _replays(layers) > 1 and any(isinstance(o, GNPOptions) and o.m_sharpness for o in layers):
+        raise UserError("--adversarial free needs whole batches: leave out --m_sharpness")
+    differences = bool(penalties) and mode.penalty_mode == "finite_difference"
+    if differences and config.precision == "bf16":
+        raise UserError(
+            "--penalty_mode finite_difference takes small differences, which --precision bf16 "
+            "rounds away: use fp32"
+        )
 
 
 def _check_same(now: Card, before: Card) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ class Plan:
     milestones: tuple[int, ...]
     precision: Literal["fp32", "bf16"]
     seed: int
+    replays: int = 1  # how often in a row each batch is trained on
 
     def lr_factor(self, epochs_done: float) -> float:
         """What the learning rate is multiplied by, after a (fractional) number of epochs."""
@@ -101,19 +103,19 @@ class Trainer:
 
     def _epoch(self, loader: TrainLoader, epoch: int, progress: Bar) -> dict[str, float]:
         self.model.train()
-        totals: defaultdict[str, float] = defaultdict(float)
+        log = Averages(epoch)
         for batch, (x, y) in enumerate(loader.epoch(epoch)):
-            self._set_lr(epoch + batch / len(loader))
-            self.optimizer.zero_grad(set_to_none=True)
-            log = self.objective.backward(
-                self.model, x.to(self.device), y.to(self.device), self.loss
-            )
-            for name, value in log.items():
-                totals[name] += _finite(name, value, epoch, batch)
-            self.optimizer.step()
+            images, labels = x.to(self.device), y.to(self.device)
+            for replay in range(self.plan.replays):
+                done = epoch + (batch + replay / self.plan.replays) / len(loader)
+                self._set_lr(done)
+                self.optimizer.zero_grad(set_to_none=True)
+                objective = self.objective.at(done)
+                log.add(batch, objective.backward(self.model, images, labels, self.loss))
+                self.optimizer.step()
             progress.update(1)
-            progress.set_postfix_str(_figures({k: v / (batch + 1) for k, v in totals.items()}))
-        return {name: total / len(loader) for name, total in totals.items()}
+            progress.set_postfix_str(_figures(log.means))
+        return log.means
 
     def _set_lr(self, epochs_done: float) -> None:
         for group in self.optimizer.param_groups:
@@ -184,14 +186,28 @@ def _best_epoch(history: list[dict[str, float]]) -> int:
     return 1 + max(range(len(accuracies)), key=lambda i: (accuracies[i], i))
 
 
-def _finite(name: str, value: Tensor, epoch: int, batch: int) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise UserError(
-            f"the {name} became {number} in epoch {epoch + 1}, batch {batch + 1}: "
-            "lower --lr or the penalty's weight; the epochs before are saved"
-        )
-    return number
+class Averages:
+    """Means of what an objective logs, each over the steps that logged it."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch, self._totals, self._counts = epoch, dict[str, float](), Counter[str]()
+
+    def add(self, batch: int, log: Mapping[str, Tensor]) -> None:
+        """Take in one step's figures. Raises UserError for one that is not finite."""
+        for name, value in log.items():
+            number = float(value)
+            if not math.isfinite(number):
+                raise UserError(
+                    f"the {name} became {number} in epoch {self._epoch + 1}, batch {batch + 1}: "
+                    "lower --lr or the penalty's weight; the epochs before are saved"
+                )
+            self._totals[name] = self._totals.get(name, 0.0) + number
+            self._counts[name] += 1
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The means so far, by name."""
+        return {name: total / self._counts[name] for name, total in self._totals.items()}
 
 
 def _figures(log: dict[str, float]) -> str:

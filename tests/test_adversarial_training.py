@@ -77,7 +77,7 @@ def test_a_budget_that_is_not_given_is_the_usual_one_of_the_threat() -> None:
     assert AdversarialOptions("flow-pgd", 0.5).budget == 0.5
     with pytest.raises(UserError, match="needs --adversarial_budget: there is no usual one for l0"):
         AdversarialOptions("fmn-l0")
-    with pytest.raises(UserError, match="need --adversarial"):
+    with pytest.raises(UserError, match="needs --adversarial"):
         AdversarialOptions(adversarial_budget=0.1)
 
 
@@ -111,7 +111,7 @@ def test_training_against_flows_withstands_flows_with_the_penalty_and_without() 
 
 
 def test_wrong_flags_are_told_in_a_sentence() -> None:
-    with pytest.raises(UserError, match="need --adversarial"):
+    with pytest.raises(UserError, match="needs --adversarial"):
         AdversarialOptions(adversarial_steps=3)
     with pytest.raises(UserError, match="unknown attack 'pdg': did you mean 'pgd'"):
         AdversarialOptions("pdg")

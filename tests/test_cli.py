@@ -354,7 +354,7 @@ EVALUATE_ERRORS = {
     "missing checkpoint": (["--checkpoint", "nowhere"], "there is no checkpoint at nowhere"),
     "limit": (["--limit", "0"], "--limit must be above 0, not 0"),
     "bare model": (["--model", "digits_cnn"], "--data_name"),
-    "weights alone": (["--weights", "w.pt"], "--weights, --mean and --std go with --model"),
+    "weights alone": (["--weights", "w.pt"], "--mean, --std and --activation go with --model"),
     "unknown split": (["--split", "all"], "--split"),
 }
 

@@ -26,6 +26,7 @@ EVERY = [
     FlowGradient(30000.0, 0.0),
     InputGradient(1.5, "l1"),
     InputGradient(1.5, "l2"),
+    InputGradient(300.0, "l2sq"),
     GPM(100.0, 0.7),
 ]
 
@@ -76,6 +77,58 @@ def test_one_batch_of_8_is_two_accumulated_batches_of_4(penalty: Penalty) -> Non
     torch.testing.assert_close(gradients(model) / 2, whole, rtol=1e-10, atol=1e-12)
 
 
+def by_definition(penalty: Penalty, gradient: Tensor, x: Tensor) -> Tensor:
+    """The penalty of one sample (C,H,W), number by number, as the papers write it."""
+    if isinstance(penalty, GPM):
+        calm = sorted(gradient.abs().mean(0).flatten(), key=lambda pixel: pixel.item())
+        return torch.stack(calm[: int(penalty.gpm_use_ratio * len(calm))]).sum()
+    if isinstance(penalty, InputGradient):
+        order = 1 if penalty.igr_norm == "l1" else 2
+        size = (gradient.abs() ** order).sum() ** (1 / order)
+        return size**2 if penalty.igr_norm == "l2sq" else size
+    total, last = gradient.new_zeros(()), x.shape[-1] - 1  # square images
+    for row in range(last + 1):
+        for column in range(last + 1):
+            right = x[:, row, min(column + 1, last)] - x[:, row, max(column - 1, 0)]
+            down = x[:, min(row + 1, last), column] - x[:, max(row - 1, 0), column]
+            for difference in (right, down):
+                per_pixel = (gradient[:, row, column] * difference / 2).sum()
+                total = total + (per_pixel * last / 2) ** 2
+    return total
+
+
+def plainly(
+    penalty: Penalty, weight: float, model: nn.Module, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(mean penalty, the objective's gradient), sample after sample by autograd's own means."""
+    total, penalties = x.new_zeros(()), x.new_zeros(())
+    for image, label in zip(x, y, strict=True):
+        leaf = image[None].clone().requires_grad_()
+        loss = nn.functional.cross_entropy(model(leaf), label[None])
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        price = by_definition(penalty, gradient[0], image)
+        total, penalties = total + loss + weight * price, penalties + price
+    found = torch.autograd.grad(total / len(x), list(model.parameters()))
+    return penalties.detach() / len(x), torch.cat([g.flatten() for g in found])
+
+
+WEIGHTS = [30000 / 128**2, 1.5 * 4 / 255, 1.5 * 4 / 255, 300 * (4 / 255) ** 2, 100 * 0.226 / 256]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize(("penalty", "weight"), list(zip(EVERY, WEIGHTS, strict=True)), ids=repr)
+def test_value_and_gradient_are_those_of_autograd_written_out(
+    penalty: Penalty, weight: float, soft: bool
+) -> None:
+    model, (x, y) = network(), batch(4)
+    if soft:
+        y = torch.rand(4, 5, dtype=torch.double).softmax(1)
+    value, gradient = plainly(penalty, weight, model, x, y)
+    log = Penalised((penalty,)).backward(model, x, y, cross_entropy)
+    torch.testing.assert_close(log[penalty.tag], value)
+    torch.testing.assert_close(gradients(model), gradient)
+
+
 def test_the_table_is_tested_whole_and_names_its_flags() -> None:
     assert {type(penalty) for penalty in EVERY} == set(PENALTIES.values())
     for tag, penalty in PENALTIES.items():
@@ -111,7 +164,7 @@ def test_penalties_add_up() -> None:
         return gradients(model)
 
     plain, alone = gradient_of(), [gradient_of(penalty) for penalty in EVERY]
-    torch.testing.assert_close(gradient_of(*EVERY), sum(alone, -3 * plain))
+    torch.testing.assert_close(gradient_of(*EVERY), sum(alone, (1 - len(EVERY)) * plain))
 
 
 @pytest.mark.parametrize("penalty", EVERY, ids=repr)
@@ -155,6 +208,25 @@ def test_random_start_moves_by_the_stated_deviation() -> None:
     assert FlowGradient(300.0, 0.0).prepare(ramp) is ramp
 
 
+def test_random_start_moves_both_ways_inside_the_range_and_is_where_all_is_taken() -> None:
+    model, (x, y) = network(), batch()
+    penalty = FlowGradient(30000.0, 0.1)
+    torch.manual_seed(1)
+    moved = penalty.prepare(x)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    for image in (x, x.transpose(2, 3)):  # flat along one axis: only the other can move it
+        flat = image[..., :1].expand_as(image)
+        assert not torch.equal(penalty.prepare(flat), flat)
+    torch.manual_seed(1)
+    log = Penalised((penalty,)).backward(model, x, y, cross_entropy)
+    there = gradients(model)
+    model.zero_grad()
+    still = Penalised((FlowGradient(30000.0, 0.0),))
+    assert still.backward(model, moved, y, cross_entropy) == log
+    assert torch.equal(gradients(model), there)
+
+
 @dataclass
 class LinearLoss:
     """w . x, whose input gradient is w whatever the image."""
@@ -166,17 +238,18 @@ class LinearLoss:
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("norm", ["l1", "l2", "l2sq"])
 def test_input_gradient_of_a_linear_loss_is_known(norm: str) -> None:
     model = nn.Linear(8, 1, bias=False).double()
     x = torch.rand(3, 2, 2, 2, dtype=torch.double)
     penalty = InputGradient(1.5, norm, 4 / 255)  # type: ignore[arg-type]
     log = Penalised((penalty,)).backward(model, x, torch.zeros(3), LinearLoss())
     w = model.weight.detach()
-    size = w.abs().sum() if norm == "l1" else w.norm()
-    slope = w.sign() if norm == "l1" else w / w.norm()
+    budget = 4 / 255
+    size = {"l1": w.abs().sum(), "l2": w.norm(), "l2sq": w.square().sum()}[norm]
+    slope = {"l1": w.sign(), "l2": w / w.norm(), "l2sq": 2 * w * budget}[norm]
     torch.testing.assert_close(log["igr"], size)
-    expected = x.flatten(1).mean(0) + 1.5 * 4 / 255 * slope
+    expected = x.flatten(1).mean(0) + 1.5 * budget * slope
     torch.testing.assert_close(gradients(model), expected.flatten())
 
 
@@ -195,11 +268,15 @@ def test_gpm_sums_channel_means_over_the_calmest_pixels_of_each_sample() -> None
     assert float(GPM(1.0, 1.0)(gradient, x)) == 16
     pair = torch.cat((gradient, 10 * gradient))
     assert GPM(1.0, 0.5)(pair, pair).tolist() == [4, 40]
+    assert float(GPM(1.0, 0.7)(gradient, x)) == 2 + 2  # floor(2.8), as the authors' code has it
+    assert float(GPM(1.0, 0.1)(gradient, x)) == 2  # at least one
 
 
 def test_documented_conversions() -> None:
     assert FlowGradient(300.0).weight == 300 / 128**2
     assert InputGradient(1.2, "l1", 4 / 255).weight == 1.2 * 4 / 255
+    assert InputGradient(1.2, "l2", 0.5).weight == 1.2 * 0.5
+    assert InputGradient(1.2, "l2sq", 0.5).weight == 1.2 * 0.5**2
     assert GPM(0.4).weight == pytest.approx(0.4 * 0.226 / 256)
 
 
@@ -208,3 +285,5 @@ def test_negative_weights_are_refused_in_a_sentence() -> None:
         FlowGradient(-1.0)
     with pytest.raises(UserError, match="--gpm_use_ratio must be at most 1, not 2"):
         GPM(1.0, 2.0)
+    with pytest.raises(UserError, match="--igr_ramp must be at least 0, not -1"):
+        InputGradient(1.0, igr_ramp=-1.0)

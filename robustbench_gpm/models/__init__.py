@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..core import Table, UserError
+from .activations import ACTIVATIONS, with_activation
 from .checks import check_output
 from .external import timm_network, torchvision_network
 from .normalise import Normalised
@@ -53,6 +55,14 @@ def build_model(name: str, options: ModelOptions) -> nn.Module:
     a user's function makes is left bare where these change nothing. Raises UserError, one sentence,
     for whatever cannot be found, built, or fitted to `options`.
     """
+    model = _built(name, options)
+    if options.activation is not None:
+        size = options.image_size
+        with_activation(model, options.activation, torch.zeros(1, options.channels, size, size))
+    return model
+
+
+def _built(name: str, options: ModelOptions) -> nn.Module:
     check_name(name)
     source, _, rest = name.partition(":")
     path, _, factory = name.rpartition(":")
@@ -79,6 +89,7 @@ def _checked(network: nn.Module, options: ModelOptions, *, bare: bool = False) -
 
 
 __all__ = [
+    "ACTIVATIONS",
     "MODELS",
     "ModelOptions",
     "Normalised",

@@ -13,7 +13,8 @@ class ModelOptions:
 
     `mean` and `std`, one number a channel, are what the network's input is normalised with; means
     of 0 and deviations of 1 leave it as it is. `pretrained` asks for published weights where the
-    model's source (timm, torchvision) has them. Raises UserError for numbers that cannot be.
+    model's source (timm, torchvision) has them; `activation` takes the place of the network's own.
+    Raises UserError for numbers that cannot be.
     """
 
     classes: int
@@ -22,6 +23,7 @@ class ModelOptions:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pretrained: bool = False
+    activation: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no network could be built for."""

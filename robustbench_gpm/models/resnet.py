@@ -18,6 +18,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
         self.conv2, self.norm2 = conv3x3(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
             projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -25,8 +26,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B,inputs,H,W) to (B,outputs,H/stride,W/stride)."""
-        inner = self.norm1(self.conv1(x)).relu()
-        output: Tensor = (self.norm2(self.conv2(inner)) + self.shortcut(x)).relu()
+        inner = self.act1(self.norm1(self.conv1(x)))
+        output: Tensor = self.act2(self.norm2(self.conv2(inner)) + self.shortcut(x))
         return output
 
 
@@ -41,15 +42,16 @@ class PreActivationBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = nn.BatchNorm2d(inputs), conv3x3(inputs, outputs, stride)
         self.norm2, self.conv2 = nn.BatchNorm2d(outputs), conv3x3(outputs, outputs)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
         self.projection: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B,inputs,H,W) to (B,outputs,H/stride,W/stride)."""
-        active = self.norm1(x).relu()
+        active = self.act1(self.norm1(x))
         shortcut: Tensor = x if self.projection is None else self.projection(active)
-        inner: Tensor = self.conv2(self.norm2(self.conv1(active)).relu())
+        inner: Tensor = self.conv2(self.act2(self.norm2(self.conv1(active))))
         return inner + shortcut
 
 

@@ -1,43 +1,57 @@
-"""The mean loss plus any number of input-gradient penalties, by double backpropagation."""
+"""The mean loss plus any number of input-gradient penalties."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
 from ..core import Loss
+from .attention import double_backward_attention
 from .base import Penalty
+from .modes import PenaltyMode, Weighted, by_differences, by_double_backward
 
 
 @dataclass(frozen=True)
 class Penalised:
     """mean_i L_i + sum_k w_k mean_i P_k(dL_i/dx_i); without penalties, the baseline.
 
-    All penalties share one forward pass and one backward pass to the input.
+    All penalties share their passes. How these are made is `mode`'s (modes.py). `at` says how far
+    training is, by which weights rise; lazy penalties also need the number of batches an epoch.
     """
 
     penalties: tuple[Penalty, ...] = ()
+    mode: PenaltyMode = PenaltyMode()
+    batches: int | None = field(default=None, repr=False, compare=False)
+    epoch: float = field(default=math.inf, repr=False)
+
+    def at(self, epoch: float) -> Penalised:
+        """The same once `epoch` epochs (a fraction counts) are done; without penalties, itself."""
+        return replace(self, epoch=epoch) if self.penalties else self
+
+    def weighted(self) -> list[Weighted]:
+        """The penalties to take now, each with its weight now."""
+        if not self.penalties:
+            return []
+        factor = self.mode.factor(self.epoch, self.batches)
+        now = [(p, factor * p.ramp(self.epoch) * p.weight) for p in self.penalties]
+        return [(penalty, weight) for penalty, weight in now if weight > 0]
 
     def backward(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> dict[str, Tensor]:
-        """See `Objective.backward`; logs the loss and each penalty before its weight."""
+        """See `Objective.backward`; logs the loss and, where taken, penalties before their weight.
+
+        Images are prepared (FlowGradient's random start) whether or not the penalty has a weight
+        now, so that the loss is taken at the same images throughout.
+        """
         for penalty in self.penalties:
             x = penalty.prepare(x)
-        if not self.penalties:
+        weighted = self.weighted()
+        if not weighted:
             mean_loss = loss(model, x, y).mean()
             mean_loss.backward()  # type: ignore[no-untyped-call]
             return {"loss": mean_loss.detach()}
-        x = x.detach().requires_grad_()
-        losses = loss(model, x, y)
-        (gradient,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
-        total = losses.mean()
-        log = {"loss": total.detach()}
-        for penalty in self.penalties:
-            mean_penalty = penalty(gradient, x.detach()).mean()
-            total = total + penalty.weight * mean_penalty
-            log[penalty.tag] = mean_penalty.detach()
-        # Only the weights: a gradient left on x would be work for nobody.
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        total.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-        return log
+        if self.mode.penalty_mode == "finite_difference":
+            return by_differences(weighted, self.mode.difference_step, model, x, y, loss)
+        with double_backward_attention(model):
+            return by_double_backward(weighted, model, x, y, loss)

@@ -1,0 +1,184 @@
+"""What a training step costs under each objective, as a multiple of the plain step.
+
+    python benchmarks/objectives.py
+
+VGG-11 with batch norm on random images of 32 pixels. After a warm-up all objectives take a step in
+turn (A B C ..., A B C ...); the median counts. Peak memory is that of a process of its own that
+takes two steps, above what it held before. Writes its section of docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pages import put_section
+from pgd import machine
+
+from robustbench_gpm.core import pick_device
+from robustbench_gpm.losses import cross_entropy
+from robustbench_gpm.models import ModelOptions, build_model
+from robustbench_gpm.objectives import (
+    GPM,
+    AdversarialOptions,
+    FlowGradient,
+    InputGradient,
+    Objective,
+    Penalised,
+    PenaltyMode,
+)
+from robustbench_gpm.objectives.awp import AdversarialWeights
+from robustbench_gpm.objectives.edges import EdgeOptions
+from robustbench_gpm.objectives.parameter_gradient import GNPOptions
+from robustbench_gpm.objectives.sagm import SAGMOptions
+from robustbench_gpm.trainer import MixedPrecision
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN = "baseline"
+NORMALISED = ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+FIGURES = 5  # rounds that are counted
+
+
+def objectives() -> dict[str, Objective]:
+    """Every objective by what is typed for it."""
+    plain = Penalised()
+    flow, norm = FlowGradient(300.0), InputGradient(1.0)
+    cheap, lazy = PenaltyMode("finite_difference"), PenaltyMode("lazy", lazy_steps=4)
+
+    def against(attack: str, steps: int | None = None, inner: Objective = plain) -> Objective:
+        options = AdversarialOptions(attack, adversarial_steps=steps)
+        return options.around(inner)
+
+    return {
+        PLAIN: plain,
+        "--igr_lamb 1": Penalised((norm,)),
+        "--gpm_lamb 0.4": Penalised((GPM(0.4),)),
+        "--fgr_lamb 300": Penalised((flow,)),
+        "--fgr_lamb 300 --penalty_mode finite_difference": Penalised((flow,), cheap),
+        "--fgr_lamb 300 --penalty_mode lazy": Penalised((flow,), lazy, batches=4),
+        "--edge_lamb 1": EdgeOptions(1.0).around(plain),
+        "--sam_rho 0.05": GNPOptions(sam_rho=0.05).around(plain),
+        "--gnp_alpha 0.8": GNPOptions(gnp_alpha=0.8).around(plain),
+        "--sagm_rho 0.05": SAGMOptions(0.05).around(plain),
+        "--adversarial fgsm-rs": against("fgsm-rs"),
+        "--adversarial free": against("free"),
+        "--adversarial pgd, 3 steps": against("pgd", 3),
+        "--adversarial pgd, 7 steps": against("pgd", 7),
+        "--adversarial flow, 3 steps": against("flow", 3),
+        "--adversarial trades, 3 steps": against("trades", 3),
+        "--awp_gamma 0.01 --adversarial pgd, 3 steps": against(
+            "pgd", 3, AdversarialWeights(0.01).around(plain)
+        ),
+    }
+
+
+class Steps:
+    """A network under training, on one batch of random images."""
+
+    def __init__(self, batch_size: int, precision: str) -> None:
+        torch.manual_seed(0)
+        options = ModelOptions(10, 3, 32, *NORMALISED)
+        self.model = build_model("vgg11", options).train()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9)
+        self.x, self.y = torch.rand(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
+        self.loss = MixedPrecision(cross_entropy, "cpu") if precision == "bf16" else cross_entropy
+
+    def take(self, objective: Objective, number: int) -> float:
+        """One step, the `number`-th of four an epoch; its seconds."""
+        began = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        objective.at(number / 4).backward(self.model, self.x, self.y, self.loss)
+        self.optimizer.step()
+        return time.perf_counter() - began
+
+
+def measure(batch_size: int, precision: str, rounds: int) -> dict[str, tuple[float, float, float]]:
+    """Median, least and largest time of a step, as multiples of the plain one of its round.
+
+    Lazy penalties are taken at every fourth step: a round is four steps of each.
+    """
+    steps, seconds = Steps(batch_size, precision), {name: list[float]() for name in objectives()}
+    for turn in range(rounds + 1):
+        for name, objective in objectives().items():
+            taken = sum(steps.take(objective, number) for number in range(4))
+            if turn > 0:
+                seconds[name].append(taken / 4)
+        print(f"{precision}, round {turn} of {rounds}", flush=True)
+    ratios = {
+        name: [one / plain for one, plain in zip(each, seconds[PLAIN], strict=True)]
+        for name, each in seconds.items()
+    }
+    ratios[PLAIN] = seconds[PLAIN]
+    return {name: (statistics.median(r), min(r), max(r)) for name, r in ratios.items()}
+
+
+def peak_memory(name: str, batch_size: int) -> float:
+    """MiB that two steps take at most, measured in a process of its own."""
+    command = [sys.executable, __file__, "--memory_of", name, "--batch_size", str(batch_size)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def _peak_here(name: str, batch_size: int) -> float:
+    steps = Steps(batch_size, "fp32")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(2):
+        steps.take(objectives()[name], number)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def section(batch_size: int, rounds: int) -> str:
+    """The page's section."""
+    single, half = (measure(batch_size, precision, rounds) for precision in ("fp32", "bf16"))
+    lines = [
+        "## A training step under each objective",
+        "",
+        f"VGG-11 with batch norm, {batch_size} random images of 32 pixels, eager; multiples of the",
+        f"plain step of the same precision ({single[PLAIN][0]:.2f} s in fp32, "
+        f"{half[PLAIN][0]:.2f} s in bf16), median of {rounds}",
+        "rounds of four steps in turn (least to largest). Memory is what two fp32 steps add at",
+        "most. A step of free training counts once for each replay.",
+        "",
+        "```",
+        "python benchmarks/objectives.py",
+        "```",
+        "",
+        f"{machine(pick_device('cpu'))}.",
+        "",
+        "| objective | fp32 | bf16 | memory, MiB |",
+        "|---|---|---|---|",
+    ]
+    for name in objectives():
+        cells = ["1", "1"]
+        if name != PLAIN:
+            cells = [f"{m:.2f} ({a:.2f}-{b:.2f})" for m, a, b in (single[name], half[name])]
+            if "finite_difference" in name:
+                cells[1] = ""  # main.py refuses it: bf16 rounds the difference away
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {peak_memory(name, batch_size):.0f} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write, or one process's part of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=FIGURES)
+    parser.add_argument("--memory_of", help="print the peak memory of this objective, in MiB")
+    given = parser.parse_args(arguments)
+    if given.memory_of:
+        print(_peak_here(given.memory_of, given.batch_size))
+        return
+    text = section(given.batch_size, given.rounds)
+    print(text)
+    put_section(ROOT / "docs/benchmarks.md", "objectives.py", text, title="Benchmarks")
+
+
+if __name__ == "__main__":
+    main()
