@@ -16,6 +16,7 @@ from .external import timm_network, torchvision_network
 from .normalise import Normalised
 from .onnx_graph import check_batches, onnx_network
 from .options import ModelOptions
+from .pyramidnet import pyramidnet
 from .resnet import preact_resnet18, resnet8, resnet18, wide_resnet
 from .small import digits_cnn
 from .user_file import user_network
@@ -33,6 +34,7 @@ MODELS: Table[Callable[[ModelOptions], nn.Module]] = Table(
         "resnet18": resnet18,
         "preact_resnet18": preact_resnet18,
         "wrn28_10": partial(wide_resnet, 28, 10),
+        "pyramidnet272": partial(pyramidnet, 272, 200),
         "digits_cnn": digits_cnn,
     },
     also="timm:<name>, torchvision:<name>, onnx:<file> or <file>.py:<function>",
