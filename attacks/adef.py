@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples
 from ..deformation import identity_flow, max_displacement
-from .ascent import judged
+from .ascent import judged, rivals
 from .base import FlowAttack
 from .climb import Rows
 from .geometry import per_sample
@@ -84,7 +84,7 @@ class ADef(FlowAttack):
         rows = (nearest.distance.clamp_max(budget) > 0).nonzero().squeeze(1)
         if len(rows) == 0:
             return rest
-        ranked = _ranked(model, x[rows], y[rows], samples.select(rows))
+        _, ranked = rivals(model, x[rows], y[rows], samples.select(rows))
         for target in ranked[:, : self.targets].unbind(1):
             walk = _Walk(rows, x[rows], y[rows], target[:, None], rest[rows], samples.select(rows))
             for turn in range(self.rounds):
@@ -210,12 +210,3 @@ class _Moved(nn.Module):
     def forward(self, flow: Tensor) -> Tensor:
         logits: Tensor = self.model(self.render(self.x, flow))
         return logits
-
-
-def _ranked(model: nn.Module, x: Tensor, y: Tensor, samples: Samples) -> Tensor:
-    """The wrong classes (B,K-1) by falling logit; one forward pass, which is booked."""
-    with torch.no_grad():
-        logits = model(x)
-    samples.book(forwards=1)
-    wrong: Tensor = logits.scatter(1, y[:, None], -torch.inf)
-    return wrong.argsort(dim=1, descending=True, stable=True)[:, :-1]

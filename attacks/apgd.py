@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core import Loss, Samples
 from ..losses import LOSSES, TargetedLogitLoss
 from .apgd_l1 import SparseSteps, project_l1, shrinking_radii
+from .ascent import rivals
 from .base import Attack
 from .climb import Climbed, HalvingSteps, StepRule, climb
 from .geometry import per_sample, project, steepest
@@ -168,15 +169,11 @@ class TargetedAPGD(AutoPGD):
     ) -> Climbed:
         # A loss that knows no target, as a caller may hand to any attack, cannot be raised here.
         aim = loss if isinstance(loss, TargetedLogitLoss) else LOSSES[self.loss_name]
-        with torch.no_grad():
-            logits = model(x)
-        samples.book(forwards=1)
+        logits, ranked = rivals(model, x, y, samples)
         wrong = logits.argmax(1) != y
-        others = logits.scatter(1, y[:, None], -torch.inf)
-        ranked = others.argsort(dim=1, descending=True, stable=True)
         goals = [
             torch.stack((y, target), 1)
-            for target in ranked[:, : min(self.targets, logits.shape[1] - 1)].unbind(1)
+            for target in ranked[:, : self.targets].unbind(1)
             for _ in range(self.restarts)
         ]
         reached, right = Climbed.nowhere(x), (~wrong).nonzero().squeeze(1)

@@ -30,6 +30,15 @@ def judged(
     return verdict
 
 
+def rivals(model: nn.Module, x: Tensor, y: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+    """Logits (B,K) and the wrong classes (B,K-1) by falling logit, from one booked forward pass."""
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    samples.book(forwards=1)
+    wrong = logits.scatter(1, y[:, None], -torch.inf)
+    return logits, wrong.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
 def ascend(
     model: nn.Module,
     x: Tensor,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
+from .ascent import rivals
 from .geometry import per_sample
 from .hyperplane import linearise, nearest_plane, to_hyperplane
 from .minimum_norm import MinimumNormAttack, Nearest
@@ -43,11 +44,7 @@ class DeepFool(MinimumNormAttack):
         loss: Loss,
         samples: Samples,
     ) -> Tensor:
-        with torch.no_grad():
-            logits = model(x)
-        samples.book(forwards=1)
-        wrong = logits.scatter(1, y[:, None], -torch.inf)
-        ranked = wrong.argsort(dim=1, descending=True, stable=True)[:, :-1]
+        logits, ranked = rivals(model, x, y, samples)
         nearest, before = Nearest(x, self.norm), x.clone()
         fooled = logits.argmax(1) != y
         nearest.offer(x, fooled)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
-from .ascent import judged
+from .ascent import judged, rivals
 from .geometry import per_sample
 from .hyperplane import linearise, nearest_plane, to_hyperplane
 from .minimum_norm import MinimumNormAttack, Nearest
@@ -51,13 +51,9 @@ class BoundaryWalk(MinimumNormAttack):
     def search(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples
     ) -> Tensor:
-        with torch.no_grad():
-            logits = model(x)
-        samples.book(forwards=1)
+        logits, ranked = rivals(model, x, y, samples)
         nearest = Nearest(x, self.norm)
         nearest.offer(x, logits.argmax(1) != y)
-        wrong = logits.scatter(1, y[:, None], -torch.inf)
-        ranked = wrong.argsort(dim=1, descending=True, stable=True)[:, :-1]
         enough = budget if self.early_stop and math.isfinite(budget) else 0.0
         for restart in range(self.restarts):
             for classes in self.aims(ranked):

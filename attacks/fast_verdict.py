@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import Loss, Samples, UserError
 from ..losses import LOSSES
 from .apgd import APGD, TargetedAPGD
-from .ascent import judged
+from .ascent import judged, rivals
 from .base import Attack
 from .hyperplane import missing_budgets
 from .square import Square
@@ -172,8 +172,5 @@ class _Standing:
 
     def rivals(self, rows: Tensor) -> Tensor:
         """The wrong classes by falling logit at the best points, (b,K-1)."""
-        with torch.no_grad():
-            logits: Tensor = self.model(self.best[rows])
-        self.samples.select(rows).book(forwards=1)
-        others = logits.scatter(1, self.y[rows, None], -torch.inf)
-        return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+        part = self.samples.select(rows)
+        return rivals(self.model, self.best[rows], self.y[rows], part)[1]
