@@ -31,21 +31,19 @@ class TrainConfig:
     activation: str | None = flag(
         None, f"in the place of the network's own: {', '.join(ACTIVATIONS)}"
     )
+    drop_path: float | None = flag(
+        None,
+        "timm: share of residual branches that are dropped in training, if not the network's own",
+        at_least=0,
+        at_most=0.99,
+    )
     image_size: int | None = flag(
         None, "pixels on a side that imagefolder's images are brought to; 224 if not given", above=0
     )
     limit: int | None = flag(None, "train on this many images only", above=0)
     augment: str = flag("none", f"augmentation: {', '.join(AUGMENTATIONS)}")
 
-    epochs: int = flag(40, "passes over the training images", at_least=1)
     batch_size: int = flag(128, "images a step", at_least=1)
-    lr: float = flag(0.01, "learning rate of SGD at the start", above=0)
-    momentum: float = flag(0.9, "momentum of SGD", at_least=0, at_most=1)
-    weight_decay: float = flag(5e-4, "weight decay of SGD", at_least=0)
-    schedule: Literal["cosine", "multistep"] = flag("cosine", "how the learning rate falls")
-    milestones: tuple[int, ...] = flag(
-        (), "multistep: epochs after which it falls tenfold", at_least=0
-    )
 
     seed: int = flag(0, "seed of weights, shuffling and augmentation", at_least=0)
     device: str = flag("auto", "auto, cpu or cuda")

@@ -18,29 +18,24 @@ from .checkpoint import Card
 from .core import Loss, UserError, seed_everything
 from .datasets import Split, TrainLoader
 from .objectives import Objective
+from .optimisation import Optimisation, Stepper
 from .progress import Bar, bar
 from .tasks import Classification
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to step: SGD with momentum (Nesterov off), and a learning rate that falls with time."""
+    """How a training goes on."""
 
-    epochs: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    schedule: Literal["cosine", "multistep"]
-    milestones: tuple[int, ...]
+    optimisation: Optimisation
     precision: Literal["fp32", "bf16"]
     seed: int
     replays: int = 1  # how often in a row each batch is trained on
 
-    def lr_factor(self, epochs_done: float) -> float:
-        """What the learning rate is multiplied by, after a (fractional) number of epochs."""
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, epochs_done / self.epochs)))
-        return float(0.1 ** sum(epochs_done >= milestone for milestone in self.milestones))
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return self.optimisation.epochs
 
 
 @dataclass(frozen=True)
@@ -78,9 +73,7 @@ class Trainer:
         """`card` says what is trained; a copy with the history is saved to `folder` every epoch."""
         self.model, self.objective, self.task, self.plan = model.to(device), objective, task, plan
         self.device, self.folder, self.card, self.show = device, folder, card, show_progress
-        self.optimizer = torch.optim.SGD(
-            model.parameters(), plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay
-        )
+        self.stepper = Stepper(self.model, plan.optimisation)
         self.loss = task.loss
         if plan.precision == "bf16":
             self.loss = MixedPrecision(task.loss, device.type)
@@ -95,7 +88,7 @@ class Trainer:
                 log = self._epoch(loader, epoch, progress)
                 self._check_weights(epoch)
                 log["validation_accuracy"] = accuracy(
-                    self.model, validation, self.task, self.device
+                    self.stepper.kept, validation, self.task, self.device
                 )
                 progress.set_postfix_str(_figures(log))
             self._save({**log, "seconds": round(time.perf_counter() - began, 1)})
@@ -108,18 +101,13 @@ class Trainer:
             images, labels = x.to(self.device), y.to(self.device)
             for replay in range(self.plan.replays):
                 done = epoch + (batch + replay / self.plan.replays) / len(loader)
-                self._set_lr(done)
-                self.optimizer.zero_grad(set_to_none=True)
+                self.stepper.begin(done)
                 objective = self.objective.at(done)
                 log.add(batch, objective.backward(self.model, images, labels, self.loss))
-                self.optimizer.step()
+                self.stepper.step()
             progress.update(1)
             progress.set_postfix_str(_figures(log.means))
         return log.means
-
-    def _set_lr(self, epochs_done: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.lr * self.plan.lr_factor(epochs_done)
 
     def _check_weights(self, epoch: int) -> None:
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
@@ -139,21 +127,15 @@ class Trainer:
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.card.best_epoch == len(history):
-            checkpoint.save_weights(self.model, self.folder / checkpoint.BEST)
-        checkpoint.save_weights(self.model, self.folder / checkpoint.LAST)
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": history,
-        }
-        checkpoint.save_resume(state, self.folder)
+            checkpoint.save_weights(self.stepper.kept, self.folder / checkpoint.BEST)
+        checkpoint.save_weights(self.stepper.kept, self.folder / checkpoint.LAST)
+        checkpoint.save_resume({**self.stepper.state(), "history": history}, self.folder)
         checkpoint.write_card(self.card, self.folder)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `checkpoint.load_resume` read. Raises UserError if it doesn't fit."""
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.stepper.restore(state)
             history = list(state["history"])
             self.card = replace(self.card, history=history, best_epoch=_best_epoch(history))
         except (KeyError, RuntimeError, ValueError):

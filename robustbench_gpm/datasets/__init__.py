@@ -7,8 +7,10 @@ from .augment import AUGMENTATIONS, Augmentation, prepared
 from .base import DataSpec, LoadOptions, Recipe, Split, SplitName
 from .cifar import CIFAR_10, CIFAR_100
 from .digits import DIGITS
+from .distortions import Distortions
 from .imagefolder import IMAGEFOLDER
 from .loader import TrainLoader
+from .mixing import Mixing
 
 DATASETS: Table[DataSpec] = Table(
     "data set", {spec.name: spec for spec in (DIGITS, CIFAR_10, CIFAR_100, IMAGEFOLDER)}
@@ -34,7 +36,9 @@ __all__ = [
     "DATASETS",
     "Augmentation",
     "DataSpec",
+    "Distortions",
     "LoadOptions",
+    "Mixing",
     "Recipe",
     "Split",
     "SplitName",

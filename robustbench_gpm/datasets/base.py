@@ -72,7 +72,7 @@ class Recipe:
     lr: float
     weight_decay: float
     momentum: float
-    schedule: Literal["cosine", "multistep"]
+    schedule: Literal["cosine", "linear", "multistep"]
     milestones: tuple[int, ...]
     augment: str
 

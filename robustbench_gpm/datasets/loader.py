@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..core import UserError
 from .augment import Augmentation, Transform
 from .base import Split, as_float
-from .shuffle import AUGMENT, EPOCH, fixed_order, scramble
+from .mixing import Mixing
+from .shuffle import AUGMENT, EPOCH, MIX, fixed_order, scramble
 
 Batch = tuple[Tensor, Tensor]
 Wanted = tuple[int, Tensor]  # an epoch and rows of the split
@@ -22,8 +24,9 @@ class TrainLoader:
     """Shuffled, augmented batches of a split.
 
     What epoch n holds depends on the seed and n alone, and what a sample looks like in it on the
-    seed, n and the sample's index: the same after a resume and with any number of workers. The
-    global random state is neither read nor changed.
+    seed, n and the sample's index, and where batches are mixed on the others in its batch: the same
+    after a resume and with any number of workers. The global random state is neither read nor
+    changed.
 
     The last, shorter batch is kept, unless it would hold a single sample, of which BatchNorm can
     take no variance: then that sample, another in each epoch, sits the epoch out.
@@ -36,6 +39,7 @@ class TrainLoader:
         augmentation: Augmentation,
         seed: int,
         workers: int = 0,
+        mixing: Mixing | None = None,
     ) -> None:
         """`workers` processes make the batches; 0 makes them in this one. Raises UserError."""
         if batch_size < 1:
@@ -49,7 +53,7 @@ class TrainLoader:
                 f"train on {needed} or more"
             )
         self._split, self._batch_size, self._seed = split, batch_size, seed
-        self._source = _Augmented(split, augmentation.train, seed)
+        self._source = _Augmented(split, augmentation.train, mixing or Mixing(), seed)
         self._plan: list[Wanted] = []
         self._workers: DataLoader[Batch] | None = None
         if workers:
@@ -70,6 +74,8 @@ class TrainLoader:
     def epoch(self, n: int) -> Iterator[Batch]:
         """Images, float32 (B,C,H,W) in [0,1], and labels (B,): the batches of epoch n.
 
+        Where the mixing makes labels soft, they are shares of the classes (B,K).
+
         With workers, to begin an epoch ends the one before.
         """
         order = fixed_order(self._split.index, EPOCH, self._seed, n)
@@ -86,18 +92,36 @@ class _Augmented(Dataset[Batch]):
 
     split: Split
     transform: Transform | None
+    mixing: Mixing
     seed: int
 
     def __getitem__(self, wanted: Wanted) -> Batch:
         epoch, rows = wanted
+        images, labels = self._images(epoch, rows), self.split.labels[rows]
+        if not self.mixing.soft:
+            return images, labels
+        (seed,) = scramble(self.split.index[rows[:1]], MIX, self.seed, epoch).tolist()
+        with _borrowed():
+            torch.default_generator.manual_seed(seed)
+            return self.mixing(images, labels, len(self.split.classes))
+
+    def _images(self, epoch: int, rows: Tensor) -> Tensor:
         if self.transform is None:
-            return self.split.batch(rows)
+            return as_float(self.split.images[rows])
         seeds = scramble(self.split.index[rows], AUGMENT, self.seed, epoch).tolist()
-        # torchvision draws from the global stream only: borrow it, sample by sample. The CPU's own
-        # generator is seeded, as torch.manual_seed would reseed every GPU as well.
         images = []
-        with torch.random.fork_rng(devices=[]):
+        with _borrowed():
             for image, seed in zip(self.split.images[rows], seeds, strict=True):
                 torch.default_generator.manual_seed(seed)
                 images.append(self.transform(image))
-        return as_float(torch.stack(images)), self.split.labels[rows]
+        return as_float(torch.stack(images))
+
+
+@contextmanager
+def _borrowed() -> Iterator[None]:
+    """The global random stream, which torchvision draws from, put back afterwards.
+
+    Seed the CPU's own generator there, as torch.manual_seed would reseed every GPU as well.
+    """
+    with torch.random.fork_rng(devices=[]):
+        yield

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # What a hash is for; two uses of the same places must not share an order.
-HOLD_OUT, LIMIT, EPOCH, AUGMENT = range(4)
+HOLD_OUT, LIMIT, EPOCH, AUGMENT, MIX = range(5)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))

@@ -68,6 +68,8 @@ def _built(name: str, options: ModelOptions) -> nn.Module:
     check_name(name)
     source, _, rest = name.partition(":")
     path, _, factory = name.rpartition(":")
+    if source != "timm" and options.drop_path is not None:
+        raise UserError(f"--drop_path is for timm's networks, not for '{name}': leave it out")
     if source == "timm":
         return _checked(timm_network(rest, options), options)
     if source == "torchvision":

@@ -49,14 +49,16 @@ def timm_network(name: str, options: ModelOptions) -> nn.Module:
         raise _unknown("timm", name, timm.list_models())
     config = None if hosted else timm.get_pretrained_cfg(name, allow_unregistered=True)
     fixed_size = config is not None and config.fixed_input_size
-    size = {"img_size": options.image_size} if fixed_size else {}
+    more: dict[str, Any] = {"img_size": options.image_size} if fixed_size else {}
+    if options.drop_path is not None:
+        more["drop_path_rate"] = options.drop_path
     try:
         network: nn.Module = timm.create_model(
             name,
             pretrained=options.pretrained,
             num_classes=options.classes,
             in_chans=options.channels,
-            **size,
+            **more,
         )
     except Exception as error:  # whatever the source or its download raises
         raise _failed("timm", name, options.pretrained, error) from error

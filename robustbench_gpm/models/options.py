@@ -13,8 +13,9 @@ class ModelOptions:
 
     `mean` and `std`, one number a channel, are what the network's input is normalised with; means
     of 0 and deviations of 1 leave it as it is. `pretrained` asks for published weights where the
-    model's source (timm, torchvision) has them; `activation` takes the place of the network's own.
-    Raises UserError for numbers that cannot be.
+    model's source (timm, torchvision) has them; `activation` takes the place of the network's own;
+    `drop_path`, of timm's networks, is the share of residual branches dropped in training. Raises
+    UserError for numbers that cannot be.
     """
 
     classes: int
@@ -24,6 +25,7 @@ class ModelOptions:
     std: tuple[float, ...]
     pretrained: bool = False
     activation: str | None = None
+    drop_path: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no network could be built for."""

@@ -1,6 +1,7 @@
 """The objectives by name, and how they are put together."""
 
 from ..core import Table
+from .accumulated import Accumulation
 from .adversarial import AdversarialOptions, AdversarialTraining
 from .awp import AdversarialWeights
 from .base import Around, Objective, Penalty
@@ -12,6 +13,7 @@ from .modes import PenaltyMode
 from .parameter_gradient import GNPOptions
 from .penalised import Penalised
 from .sagm import SAGMOptions
+from .trades import raises_any_loss
 
 PENALTIES: Table[type[Penalty]] = Table(
     "penalty", {p.tag: p for p in (FlowGradient, InputGradient, GPM)}
@@ -21,6 +23,7 @@ AROUND: Table[type[Around]] = Table(
     "objective",
     {
         "edge": EdgeOptions,
+        "accumulation": Accumulation,
         "gnp": GNPOptions,
         "sagm": SAGMOptions,
         "awp": AdversarialWeights,
@@ -44,4 +47,5 @@ __all__ = [
     "Penalised",
     "Penalty",
     "PenaltyMode",
+    "raises_any_loss",
 ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from ..core import Loss, UserError
 from ..fields import flag
+from .accumulated import in_groups
 from .base import Around, Objective
 from .weights import Gradients, accumulate, add_to_grad, global_norm, ratio, two_gradients
 
@@ -97,12 +97,10 @@ class GNP:
             return self.inner.backward(model, x, y, loss)
         gradient: Gradients = {}
         log: dict[str, Tensor] = {}
-        size = self.group or len(x)
-        for images, labels in zip(torch.split(x, size), torch.split(y, size), strict=True):
+        for images, labels, share in in_groups(x, y, self.group or len(x)):
             here, there, seen = two_gradients(
                 self.inner, model, images, labels, loss, self._displacements
             )
-            share = len(images) / len(x)
             mixed: Gradients = {}
             accumulate(mixed, here, 1 - self.alpha)
             accumulate(mixed, there, self.alpha)

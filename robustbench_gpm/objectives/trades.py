@@ -181,9 +181,14 @@ def with_logits(loss: Loss, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Ten
     return losses, seen[0].to(losses.dtype)
 
 
+def raises_any_loss(attack: Attack) -> bool:
+    """Whether an attack raises whatever loss it is handed, whatever that takes for labels."""
+    return isinstance(attack, RAISE_ANY_LOSS)
+
+
 def check_raises_any_loss(name: str, attack: Attack) -> None:
     """Raise UserError for an attack that does not raise the divergence when it is asked to."""
-    if not (isinstance(attack, RAISE_ANY_LOSS) and attack.shrinks):
+    if not (raises_any_loss(attack) and attack.shrinks):
         raise UserError(
             f"TRADES needs an attack that raises the divergence, which {name} does not: choose "
             "another --adversarial_attack, such as pgd or flow-pgd"
