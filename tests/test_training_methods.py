@@ -14,6 +14,8 @@ from robustbench_gpm.checkpoint import load, read_card
 from robustbench_gpm.trainer import Averages, Trainer
 
 QUICK = ["--limit", "60", "--epochs", "2", "--batch_size", "20", "--device", "cpu"]
+# Flags that need no word in the folder's name.
+UNNAMED = ("silu", "ema", "mixup", "clipped", "warm", "nesterov", "erased", "randaugmented")
 METHODS = {
     "edge1": ["--edge_lamb", "1"],
     "sam0.05_fgr300": ["--fgr_lamb", "300", "--sam_rho", "0.05"],
@@ -26,6 +28,13 @@ METHODS = {
     "igr1_fd": ["--igr_lamb", "1", "--penalty_mode", "finite_difference"],
     "igr1_lazy2": ["--igr_lamb", "1", "--penalty_mode", "lazy", "--lazy_steps", "2"],
     "silu": ["--activation", "silu"],
+    "ema": ["--ema", "0.9"],
+    "mixup": ["--mixup", "0.8"],
+    "clipped": ["--clip_norm", "0.01"],
+    "warm": ["--warmup_epochs", "1"],
+    "nesterov": ["--nesterov"],
+    "erased": ["--random_erasing", "1"],
+    "randaugmented": ["--randaugment", "9"],
 }
 
 
@@ -47,7 +56,7 @@ def test_each_trains_and_is_not_the_baseline(
     monkeypatch.chdir(tmp_path)
     assert cli.train([*QUICK, *METHODS[name]]) == 0
     (folder,) = (tmp_path / "checkpoints").iterdir()
-    label = "baseline" if name == "silu" else name
+    label = "baseline" if name in UNNAMED else name
     assert folder.name == f"digits_cnn_{label}"
     ours, theirs = weights(folder), weights(plain)
     assert ours.keys() == theirs.keys()
@@ -62,10 +71,15 @@ def test_each_trains_and_is_not_the_baseline(
         assert "ReLU" not in modules
 
 
-def test_free_training_goes_on_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+RECIPE = ["--optimizer", "adamw", "--lr", "0.01", "--ema", "0.8", "--mixup", "0.8", "--cutmix", "1"]
+RECIPE += ["--warmup_epochs", "2", "--randaugment", "5", "--random_erasing", "0.5"]
+
+
+@pytest.mark.parametrize("asked", [METHODS["at-free"], RECIPE], ids=["free", "recipe"])
+def test_a_training_goes_on_with_the_same_weights(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = [*QUICK[:2], "--epochs", "4", *QUICK[4:], *METHODS["at-free"]]
+    flags = [*QUICK[:2], "--epochs", "4", *QUICK[4:], *asked]
     assert cli.train([*flags, "--out", str(tmp_path / "whole")]) == 0
     save = Trainer._save
 
@@ -93,6 +107,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["--adversarial", "free", "--sam_rho", "0.1", "--m_sharpness", "4"],
         "leave out --m_sharpness",
     ),
+    "soft labels": (["--adversarial", "fab", "--mixup", "0.5"], "choose another attack"),
+    "drop path": (["--drop_path", "0.1"], "--drop_path is for timm's networks"),
+    "warm-up": (["--warmup_epochs", "2"], "warm up for fewer"),
     "beta alone": (["--trades_beta", "3"], "needs --adversarial"),
     "activation": (["--activation", "rely"], "unknown activation 'rely': did you mean 'relu'?"),
 }

@@ -1,0 +1,113 @@
+"""Every recipe says what main.py understands; a few are trained, on small networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustbench_gpm import cli
+from robustbench_gpm.checkpoint import load, read_card
+from robustbench_gpm.datasets import DATASETS
+from robustbench_gpm.flags import parse, peek
+from robustbench_gpm.models import check_name
+from robustbench_gpm.train_command import _parser
+from robustbench_gpm.training_options import TrainingOptions
+
+RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.yaml"))
+LABELS = {  # what tells a recipe's objective, in its name and in the folder's
+    "gnp": "gnp0.8",
+    "sam": "sam0.1",
+    "sagm": "sagm0.05",
+    "gpm": "gpm0.4",
+    "edges": "edge1",
+    "gradnorm": "igr1.5",
+    "pgd3": "at-pgd",
+    "fgr300": "fgr300",
+    "fgr200": "fgr200",
+    "fgr100": "fgr100",
+    "flow_adversarial": "at-flow",
+    "input_gradient": "igr10",
+    "baseline": "baseline",
+}
+
+
+def options_of(path: Path) -> TrainingOptions:
+    arguments = ["--config", str(path)]
+    spec = DATASETS[peek(arguments, "data_name", "digits")]
+    return TrainingOptions.of(parse(_parser(spec, "main.py"), arguments))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_is_understood_and_trains_what_it_is_called(path: Path) -> None:
+    options = options_of(path)
+    check_name(options.config.model_name)
+    options.objective(10)
+    words = path.read_text().split("\n", 1)[0]
+    assert words.startswith("# ")
+    named = [label for name, label in LABELS.items() if f"_{name}" in path.stem]
+    for label in named:
+        assert f"_{options.label}".find(f"_{label}") >= 0, options.label
+    if path.stem not in ("cifar10_resnet8_short", "cifar10_vgg11_short"):
+        assert named or "adversarial" in path.stem
+
+
+def test_recipes_of_one_comparison_differ_in_the_objective_alone() -> None:
+    def rest(name: str) -> object:
+        options = options_of(RECIPES[0].with_name(f"{name}.yaml"))
+        return options.config, options.distortions, options.mixing, options.steps
+
+    assert rest("cifar10_vgg11_baseline") == rest("cifar10_vgg11_fgr300")
+    assert rest("cifar10_vgg11_baseline") == rest("cifar10_vgg11_fgr300_flow_adversarial")
+    assert rest("caltech256_vit_s16_baseline") == rest("caltech256_vit_s16_gpm")
+    assert rest("caltech256_vit_s16_baseline") == rest("caltech256_vit_s16_sagm")
+    assert rest("cifar10_wrn28_10_gnp") == rest("cifar10_wrn28_10_sam")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of noise, four images of 32 pixels each in train and two in test."""
+    root = tmp_path_factory.mktemp("images")
+    stream = np.random.default_rng(0)
+    for split, count in (("train", 5), ("test", 2)):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = stream.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+# The recipe -> a small network of the same kind.
+TRAINED = {
+    "caltech256_vit_s16_gpm": "timm:vit_tiny_patch16_224",
+    "caltech256_vit_s16_sagm": "timm:vit_tiny_patch16_224",
+    "imagenet_swin_b_gradnorm": "timm:swin_tiny_patch4_window7_224",
+    "imagenet_swin_b_edges": "timm:vit_tiny_patch16_224",
+    "imagenet_resnet50_gradnorm": "torchvision:resnet18",
+    "cifar10_preactresnet18_gradnorm": "resnet8",
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_recipe_trains_with_everything_it_asks_for(
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    smaller = ["--model_name", TRAINED[name], "--data_name", "imagefolder", "--image_size", "32"]
+    quick = ["--epochs", "2", "--warmup_epochs", "1", "--batch_size", "4", "--accumulate", "2"]
+    where = ["--data_path", str(images), "--cache_dir", str(tmp_path / "cache")]
+    recipe = str(RECIPES[0].with_name(f"{name}.yaml"))
+    done = cli.train(
+        ["--config", recipe, *smaller, *quick, *where, "--out", "out", "--device", "cpu"]
+    )
+    assert done == 0
+    card = read_card(tmp_path / "out")
+    assert card.finished
+    assert len(card.history) == 2
+    assert load(tmp_path / "out").card.configuration["model_name"] == TRAINED[name]
+    penalties = {"gpm", "igr", "edge", "gradient_norm"} & set(card.history[-1])
+    assert penalties
+    assert all(card.history[-1][key] > 0 for key in penalties)
