@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pages import put_section
 from pgd import machine
 
@@ -31,14 +32,15 @@ ROOT = Path(__file__).resolve().parent.parent
 class Study:
     """What is compared.
 
-    variants: name in the legend -> flags of main.py beside the recipe's; attacks and budgets:
-    evaluate.py's; shown: the variant whose pictures are copied to docs/images.
+    recipe: a file, or None for the embedded digits; variants: name in the legend -> flags of
+    main.py beside the recipe's; attacks and budgets: evaluate.py's; shown: the variant whose
+    pictures are copied to docs/images.
     """
 
     name: str
     heading: str
     text: str
-    recipe: str
+    recipe: str | None
     variants: Mapping[str, Sequence[str]]
     attacks: Sequence[str]
     budgets: Sequence[str]
@@ -62,9 +64,18 @@ def train(study: Study, given: argparse.Namespace, variant: str, seed: int) -> N
     out = folder(given, variant, seed)
     if (out / CARD).exists() and read_card(out).finished:
         return
-    flags = ["--data_path", given.data_path, "--seed", seed, "--out", out]
+    flags = [*_source(study, given), "--seed", seed, "--out", out]
     resume = ["--resume"] if (out / CARD).exists() else []
-    run("main.py", "--config", study.recipe, *study.variants[variant], *flags, *resume)
+    run("main.py", *_recipe(study), *study.variants[variant], *flags, *resume)
+
+
+def _recipe(study: Study) -> list[str]:
+    return ["--config", study.recipe] if study.recipe else []
+
+
+def _source(study: Study, given: argparse.Namespace) -> list[object]:
+    """Where the data lies, if it isn't embedded."""
+    return ["--data_path", given.data_path] if study.recipe else []
 
 
 def evaluate(study: Study, given: argparse.Namespace, seed: int) -> dict[str, Records]:
@@ -73,7 +84,7 @@ def evaluate(study: Study, given: argparse.Namespace, seed: int) -> dict[str, Re
     models = [folder(given, variant, seed) for variant in study.variants]
     if not (out / "curve.png").exists():
         run(
-            *("evaluate.py", "--data_path", given.data_path, "--checkpoint", *models),
+            *("evaluate.py", *_source(study, given), "--checkpoint", *models),
             *("--attack", *study.attacks, "--budgets", *study.budgets),
             *("--limit", given.limit, "--examples", 2, "--out", out),
         )
@@ -99,6 +110,32 @@ def table(measured: dict[str, Records]) -> list[str]:
     return lines
 
 
+def over_seeds(study: Study, measured: dict[int, dict[str, Records]]) -> list[str]:
+    """A table of means over seeds, each with the least and the largest."""
+    columns = {
+        name: np.array([shares(records[name]) for records in measured.values()])
+        for name in study.variants
+    }
+    first = next(iter(measured.values()))[next(iter(study.variants))]
+    places = [("none", "")]
+    places += [(f"`{attack.name}`", label) for attack in first.attacks for label in attack.labels]
+    lines = ["### Over seeds", "", "Mean, with the least and the largest.", ""]
+    lines += [f"| attack | budget | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    for row, (attack, label) in enumerate(places):
+        cells = [
+            percent(float(c[:, row].mean()), float(c[:, row].min()), float(c[:, row].max()))
+            for c in columns.values()
+        ]
+        lines.append(f"| {attack} | {label} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def shares(records: Records) -> list[float]:
+    """Clean accuracy, then the robust ones of every attack and budget."""
+    robust = [point.value for a in records.attacks for point in robust_accuracy(records, a)]
+    return [proportion(records.right).value, *robust]
+
+
 def training_line(card: Card) -> str:
     """What a training cost, and where it ended."""
     seconds = sum(epoch.get("seconds", 0) for epoch in card.history)
@@ -119,6 +156,7 @@ def section(
         check=True,
     )
     seeds = " ".join(str(seed) for seed in measured)
+    where = "--data_path DIR " if study.recipe else ""
     alone = "; one seed, so the spread over seeds is not known" if len(measured) == 1 else ""
     lines = [
         f"## {study.heading}",
@@ -130,10 +168,10 @@ def section(
         "one fooled it.",
         "",
         "```",
-        f"python benchmarks/{study.name}.py --data_path DIR --limit {given.limit} --seeds {seeds}",
+        f"python benchmarks/{study.name}.py {where}--limit {given.limit} --seeds {seeds}",
         "```",
         "",
-        f"trains by `python main.py --config {study.recipe} --data_path DIR`, evaluates, and",
+        f"trains by `{' '.join(['python main.py', *_recipe(study), where]).strip()}`, evaluates, and",
         "writes this section. Beside the recipe's flags:",
         "",
         *(f"- `{name}`: `{' '.join(flags)}`" for name, flags in study.variants.items() if flags),
@@ -141,6 +179,7 @@ def section(
         f"Machine: {machine(pick_device('auto'))}. Commit {asked.stdout.strip()}. "
         f"Seeds: {', '.join(map(str, measured))}{alone}.",
         "",
+        *(over_seeds(study, measured) if len(measured) > 1 else ()),
     ]
     for seed, records in measured.items():
         lines += [f"### Seed {seed}", "", *table(records), ""]
@@ -163,7 +202,8 @@ def image_name(study: Study, seed: int, picture: str) -> str:
 def main(study: Study) -> None:
     """Everything."""
     parser = argparse.ArgumentParser(description=study.heading)
-    parser.add_argument("--data_path", type=Path, required=True, help="folder that holds cifar10")
+    if study.recipe:
+        parser.add_argument("--data_path", type=Path, required=True, help="holds cifar10")
     parser.add_argument("--checkpoints_dir", type=Path, default=ROOT / "checkpoints" / study.name)
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
