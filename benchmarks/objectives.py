@@ -2,9 +2,10 @@
 
     python benchmarks/objectives.py
 
-VGG-11 with batch norm on random images of 32 pixels. After a warm-up all objectives take a step in
-turn (A B C ..., A B C ...); the median counts. Peak memory is that of a process of its own that
-takes two steps, above what it held before. Writes its section of docs/benchmarks.md.
+VGG-11 with batch norm on random images of 32 pixels, as it is written and, where no second
+derivative is taken, compiled. After a warm-up, in which things are compiled, all take steps in turn
+(A B C ..., A B C ...); the median counts. Peak memory is that of a process of its own that takes
+two eager steps, above what it held before. Writes its section of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 import torch
 from pages import put_section
 from pgd import machine
+from torch import nn
 
+from robustbench_gpm.compiled import compiled, first_order
 from robustbench_gpm.core import pick_device
 from robustbench_gpm.losses import cross_entropy
 from robustbench_gpm.models import ModelOptions, build_model
@@ -43,6 +46,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "baseline"
 NORMALISED = ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 FIGURES = 5  # rounds that are counted
+PRECISIONS, WAYS = ("fp32", "bf16"), ("eager", "compiled")
+Figures = tuple[float, float, float]  # median, least and largest
 
 
 def objectives() -> dict[str, Objective]:
@@ -89,33 +94,51 @@ class Steps:
         self.x, self.y = torch.rand(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
         self.loss = MixedPrecision(cross_entropy, "cpu") if precision == "bf16" else cross_entropy
 
-    def take(self, objective: Objective, number: int) -> float:
-        """One step, the `number`-th of four an epoch; its seconds."""
+    def take(self, objective: Objective, number: int, model: nn.Module) -> float:
+        """One step, the `number`-th of four an epoch, by a form of the model; its seconds."""
         began = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        objective.at(number / 4).backward(self.model, self.x, self.y, self.loss)
+        objective.at(number / 4).backward(model, self.x, self.y, self.loss)
         self.optimizer.step()
         return time.perf_counter() - began
 
 
-def measure(batch_size: int, precision: str, rounds: int) -> dict[str, tuple[float, float, float]]:
-    """Median, least and largest time of a step, as multiples of the plain one of its round.
+def cases(precision: str) -> list[tuple[str, str]]:
+    """What is measured: objectives, each with the ways in which the model can run for it."""
+    taken = {name: o for name, o in objectives().items() if precision not in refused(name)}
+    return [(name, way) for name, o in taken.items() for way in WAYS[: 1 + first_order(o)]]
 
-    Lazy penalties are taken at every fourth step: a round is four steps of each.
+
+def refused(name: str) -> tuple[str, ...]:
+    """Precisions that main.py refuses: bf16 rounds small differences away."""
+    return ("bf16",) if "finite_difference" in name else ()
+
+
+def measure(batch_size: int, precision: str, rounds: int) -> dict[tuple[str, str], Figures]:
+    """Times of a step, by objective and way, as multiples of the plain eager one of its round.
+
+    That one's own are in seconds. Lazy penalties are taken at every fourth step: a round is four
+    steps of each.
     """
-    steps, seconds = Steps(batch_size, precision), {name: list[float]() for name in objectives()}
+    steps, seconds = (
+        Steps(batch_size, precision),
+        {case: list[float]() for case in cases(precision)},
+    )
+    models = {"eager": steps.model, "compiled": compiled(steps.model)}
     for turn in range(rounds + 1):
-        for name, objective in objectives().items():
-            taken = sum(steps.take(objective, number) for number in range(4))
+        made = objectives()
+        for (name, way), measured in seconds.items():
+            taken = sum(steps.take(made[name], number, models[way]) for number in range(4))
             if turn > 0:
-                seconds[name].append(taken / 4)
+                measured.append(taken / 4)
         print(f"{precision}, round {turn} of {rounds}", flush=True)
+    plain = seconds[PLAIN, "eager"]
     ratios = {
-        name: [one / plain for one, plain in zip(each, seconds[PLAIN], strict=True)]
-        for name, each in seconds.items()
+        case: [one / other for one, other in zip(each, plain, strict=True)]
+        for case, each in seconds.items()
     }
-    ratios[PLAIN] = seconds[PLAIN]
-    return {name: (statistics.median(r), min(r), max(r)) for name, r in ratios.items()}
+    ratios[PLAIN, "eager"] = plain
+    return {case: (statistics.median(r), min(r), max(r)) for case, r in ratios.items()}
 
 
 def peak_memory(name: str, batch_size: int) -> float:
@@ -130,7 +153,7 @@ def _peak_here(name: str, batch_size: int) -> float:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew (Linux)
     before = _kibibytes("VmRSS")
     for number in range(2):
-        steps.take(objectives()[name], number)
+        steps.take(objectives()[name], number, steps.model)
     return (_kibibytes("VmHWM") - before) / 1024
 
 
@@ -142,15 +165,17 @@ def _kibibytes(field: str) -> int:
 
 def section(batch_size: int, rounds: int) -> str:
     """The page's section."""
-    single, half = (measure(batch_size, precision, rounds) for precision in ("fp32", "bf16"))
+    found = {precision: measure(batch_size, precision, rounds) for precision in PRECISIONS}
+    single, half = (found[precision][PLAIN, "eager"][0] for precision in PRECISIONS)
+    columns = [f"{precision}, {way}" for precision in PRECISIONS for way in WAYS]
     lines = [
         "## A training step under each objective",
         "",
-        f"VGG-11 with batch norm, {batch_size} random images of 32 pixels, eager; multiples of the",
-        f"plain step of the same precision ({single[PLAIN][0]:.2f} s in fp32, "
-        f"{half[PLAIN][0]:.2f} s in bf16), median of {rounds}",
-        "rounds of four steps in turn (least to largest). Memory is what two fp32 steps add at",
-        "most. A step of free training counts once for each replay.",
+        f"VGG-11 with batch norm, {batch_size} random images of 32 pixels; multiples of the plain",
+        f"eager step of the same precision ({single:.2f} s in fp32, {half:.2f} s in bf16), median",
+        f"of {rounds} rounds of four steps in turn (least to largest). What takes a second",
+        "derivative cannot be compiled. Memory is what two eager fp32 steps add at most. A step of",
+        "free training counts once for each replay.",
         "",
         "```",
         f"python benchmarks/objectives.py --batch_size {batch_size} --rounds {rounds}",
@@ -158,17 +183,23 @@ def section(batch_size: int, rounds: int) -> str:
         "",
         f"{machine(pick_device('cpu'))}.",
         "",
-        "| objective | fp32 | bf16 | memory, MiB |",
-        "|---|---|---|---|",
+        f"| objective | {' | '.join(columns)} | memory, MiB |",
+        f"|{'---|' * (len(columns) + 2)}",
     ]
     for name in objectives():
-        cells = ["1", "1"]
-        if name != PLAIN:
-            cells = [f"{m:.2f} ({a:.2f}-{b:.2f})" for m, a, b in (single[name], half[name])]
-            if "finite_difference" in name:
-                cells[1] = ""  # main.py refuses it: bf16 rounds the difference away
+        cells = [cell(found[precision], name, way) for precision in PRECISIONS for way in WAYS]
         lines.append(f"| `{name}` | {' | '.join(cells)} | {peak_memory(name, batch_size):.0f} |")
     return "\n".join(lines)
+
+
+def cell(found: dict[tuple[str, str], Figures], name: str, way: str) -> str:
+    """One entry of the table; empty where nothing was measured."""
+    if (name, way) not in found:
+        return ""
+    if (name, way) == (PLAIN, "eager"):
+        return "1"
+    median, least, largest = found[name, way]
+    return f"{median:.2f} ({least:.2f}-{largest:.2f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

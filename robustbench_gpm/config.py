@@ -48,6 +48,9 @@ class TrainConfig:
     seed: int = flag(0, "seed of weights, shuffling and augmentation", at_least=0)
     device: str = flag("auto", "auto, cpu or cuda")
     precision: Literal["fp32", "bf16"] = flag("fp32", "arithmetic of the forward and backward pass")
+    compile: bool = flag(
+        False, "compile the model; for objectives that take no second derivative of it"
+    )
     workers: int = flag(0, "processes that prepare batches; the result is the same", at_least=0)
     cache_dir: Path = flag(CACHE, "folder for decoded images")
     checkpoints_dir: Path = flag(Path("checkpoints"), "folder that new checkpoints are put in")

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import checkpoint
 from .checkpoint import Card
+from .compiled import first_order
 from .config import TrainConfig
 from .core import UserError, pick_device, seed_everything
 from .datasets import (
@@ -49,6 +50,11 @@ def run(arguments: Sequence[str], prog: str) -> None:
     model_options = _model_options(config, spec, train)
     loader, validation = _prepared(options, train, validation)
     objective = options.objective(len(loader))
+    if config.compile and not first_order(objective):
+        raise UserError(
+            "--compile knows no second derivatives, which this objective takes: leave it out, or "
+            "take penalties by --penalty_mode finite_difference"
+        )
     card = Card(
         model_name=config.model_name,
         model_options=dataclasses.asdict(model_options),
@@ -63,7 +69,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         build_model(config.model_name, model_options),
         objective,
         TASKS[spec.task](),
-        Plan(options.steps, config.precision, config.seed, options.replays),
+        Plan(options.steps, config.precision, config.seed, options.replays, config.compile),
         device,
         folder,
         card,

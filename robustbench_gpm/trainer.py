@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .checkpoint import Card
+from .compiled import compiled
 from .core import Loss, UserError, seed_everything
 from .datasets import Split, TrainLoader
 from .objectives import Objective
@@ -31,6 +32,7 @@ class Plan:
     precision: Literal["fp32", "bf16"]
     seed: int
     replays: int = 1  # how often in a row each batch is trained on
+    compile: bool = False
 
     @property
     def epochs(self) -> int:
@@ -74,6 +76,7 @@ class Trainer:
         self.model, self.objective, self.task, self.plan = model.to(device), objective, task, plan
         self.device, self.folder, self.card, self.show = device, folder, card, show_progress
         self.stepper = Stepper(self.model, plan.optimisation)
+        self.runner = compiled(self.model) if plan.compile else self.model
         self.loss = task.loss
         if plan.precision == "bf16":
             self.loss = MixedPrecision(task.loss, device.type)
@@ -103,7 +106,7 @@ class Trainer:
                 done = epoch + (batch + replay / self.plan.replays) / len(loader)
                 self.stepper.begin(done)
                 objective = self.objective.at(done)
-                log.add(batch, objective.backward(self.model, images, labels, self.loss))
+                log.add(batch, objective.backward(self.runner, images, labels, self.loss))
                 self.stepper.step()
             progress.update(1)
             progress.set_postfix_str(_figures(log.means))

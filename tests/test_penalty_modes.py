@@ -11,8 +11,16 @@ from torch import Tensor, nn
 
 from robustbench_gpm.core import UserError
 from robustbench_gpm.losses import cross_entropy
-from robustbench_gpm.objectives import GPM, FlowGradient, InputGradient, Penalised, Penalty
+from robustbench_gpm.objectives import (
+    GPM,
+    FlowGradient,
+    InputGradient,
+    Objective,
+    Penalised,
+    Penalty,
+)
 from robustbench_gpm.objectives.modes import PenaltyMode
+from robustbench_gpm.objectives.parameter_gradient import GNP
 
 CLIPPED = GPM(100.0, gpm_clip_ratio=(0.2, 0.8))
 EVERY = [
@@ -53,7 +61,7 @@ def by_steps(step: float) -> PenaltyMode:
     return PenaltyMode("finite_difference", difference_step=step)
 
 
-def gradient(objective: Penalised, model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Tensor:
+def gradient(objective: Objective, model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Tensor:
     """The objective's gradient; `model` is left as it was."""
     model = copy.deepcopy(model)
     torch.manual_seed(seed)
@@ -143,6 +151,35 @@ def test_every_mode_logs_the_same_and_leaves_the_same_behind(make: Any) -> None:
     torch.testing.assert_close(left[1][:2], left[0][:2])
     assert left[2][0] == left[0][0]
     assert all(torch.equal(state, left[0][2]) for _, _, state in left)
+
+
+class Together(nn.Module):
+    """Three weights that autograd has one gradient for, and leaves some of them views of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in (("one", (72, 5)), ("two", (72, 5)), ("bent", (360,))):
+            self.register_parameter(name, nn.Parameter(0.1 * torch.randn(shape).double()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.flatten(1) @ (self.one + self.two + self.bent.view(72, 5)))
+
+
+@pytest.mark.parametrize("mode", [PenaltyMode(), by_steps(0.01)], ids=lambda mode: mode.label)
+def test_gradients_that_autograd_shares_are_each_weights_own(mode: PenaltyMode) -> None:
+    model, (x, y) = Together(), batch()
+    alone = nn.Sequential(nn.Flatten(), nn.Linear(72, 5, bias=False), nn.Tanh()).double()
+    with torch.no_grad():
+        alone[1].weight.copy_((model.one + model.two + model.bent.view(72, 5)).T)
+    objective = Penalised((*EVERY[1], GPM(100.0)), mode)
+    around = GNP(0.8, 0.1 * 3**0.5, objective)  # each of the three weights is moved by 0.1
+    for made, single in ((objective, objective), (around, GNP(0.8, 0.3, objective))):
+        expected = gradient(single, alone, x, y).view(5, 72).T
+        model.zero_grad()
+        for _ in range(2):
+            made.backward(model, x, y, cross_entropy)
+        for p in model.parameters():
+            torch.testing.assert_close(p.grad.view(72, 5), 2 * expected)
 
 
 class OnceOnly(torch.autograd.Function):

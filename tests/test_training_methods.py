@@ -110,6 +110,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "soft labels": (["--adversarial", "fab", "--mixup", "0.5"], "choose another attack"),
     "drop path": (["--drop_path", "0.1"], "--drop_path is for timm's networks"),
     "warm-up": (["--warmup_epochs", "2"], "warm up for fewer"),
+    "second derivatives compiled": (
+        ["--igr_lamb", "1", "--compile"],
+        "take penalties by --penalty_mode finite_difference",
+    ),
     "beta alone": (["--trades_beta", "3"], "needs --adversarial"),
     "activation": (["--activation", "rely"], "unknown activation 'rely': did you mean 'relu'?"),
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import Loss, UserError
 from ..fields import check_ranges, flag
 from .base import Penalty
-from .weights import Gradients, Moment, accumulate, add_to_grad
+from .weights import Gradients, Moment, accumulate, add_to_grad, filled
 
 Weighted = tuple[Penalty, float]
 
@@ -130,7 +130,8 @@ def by_differences(
     losses = loss(model, x, y)
     here = _gradients(losses.mean(), model, x)
     slopes, x = (len(x) * here.pop(x)).requires_grad_(), x.detach()
-    gradients, means = dict(here), []
+    penalised: Gradients = {}
+    means = []
     for group, moment in zip(groups, moments, strict=True):
         values = [penalty(slopes, x) for penalty, _ in group]
         means += [value.mean() for value in values]
@@ -139,12 +140,19 @@ def by_differences(
         inverse_h = v.abs().max() / step
         with moment.again():
             moved = x + v / inverse_h.clamp_min(torch.finfo(v.dtype).tiny)
-            own = _gradients(loss(model, moved, y).mean(), model)
-        accumulate(own, here, -1)
-        own = {p: inverse_h * difference for p, difference in own.items()}
-        accumulate(gradients, _edited(group[0][0], own) if apart else own, 1)
-    add_to_grad(gradients)
+            there = _gradients(loss(model, moved, y).mean(), model)
+        own = _difference(there, here, inverse_h)
+        accumulate(penalised, _edited(group[0][0], own) if apart else own, 1)
+    add_to_grad(here)
+    add_to_grad(penalised)
     return _log(losses, weighted, means)
+
+
+def _difference(there: Gradients, here: Gradients, factor: Tensor) -> Gradients:
+    """The change from `here` to `there` times the factor, in the memory of `there`."""
+    for p, gradient in here.items():
+        there[p] = there[p].sub_(gradient) if p in there else -gradient
+    return {p: difference.mul_(factor) for p, difference in there.items()}
 
 
 def _gradients(
@@ -154,9 +162,11 @@ def _gradients(
     wanted = [*(p for p in model.parameters() if p.requires_grad), *others]
     if not scalar.requires_grad:
         return {}
-    found = torch.autograd.grad(scalar, wanted, retain_graph=retain_graph, allow_unused=True)
-    # A copy, as a gradient may be a view, or one number expanded, and `.grad` is written to.
-    return {p: g.clone() for p, g in zip(wanted, found, strict=True) if g is not None}
+
+    def fill() -> None:
+        scalar.backward(retain_graph=retain_graph, inputs=wanted)  # type: ignore[no-untyped-call]
+
+    return filled(wanted, fill)[0]
 
 
 def _check_twice_differentiable(gradient: Tensor) -> None:

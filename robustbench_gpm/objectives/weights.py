@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from ..core import Loss
 from .base import Objective
 
 K = TypeVar("K")
+T = TypeVar("T")
 Gradients = dict[Tensor, Tensor]  # of each parameter that has one; or how far each is moved
 
 
@@ -33,7 +34,8 @@ def two_gradients(
     Both are of one function of the weights: the same images, random draws, and buffers to begin
     with. Weights and `.grad` are then as they were, whatever happens, and random state and buffers
     (BatchNorm's statistics among them) as the first pass left them. Logs what the objective logs at
-    the weights themselves, and `gradient_norm`, that of g over all parameters.
+    the weights themselves, and `gradient_norm`, that of g over all parameters. What `displace`
+    returns is written to, and so must not be g itself.
     """
     moment = Moment.of(model, x.device)
     here, log = gradient_of(objective, model, x, y, loss)
@@ -46,30 +48,55 @@ def gradient_of(
     objective: Objective, model: nn.Module, x: Tensor, y: Tensor, loss: Loss
 ) -> tuple[Gradients, dict[str, Tensor]]:
     """What `objective.backward` adds to `.grad`, and its log; `.grad` is left as it was."""
-    before = [(p, p.grad) for p in model.parameters()]
+    return filled(model.parameters(), lambda: objective.backward(model, x, y, loss))
+
+
+def filled(leaves: Iterable[Tensor], fill: Callable[[], T]) -> tuple[Gradients, T]:
+    """What `fill` adds to the `.grad` of `leaves`, and what it returns; `.grad` is as it was.
+
+    Each gradient has memory of its own, and may be written to. A backward pass into an empty
+    `.grad` makes few copies, and one too few where it leaves two leaves with views of one gradient.
+    """
+    before = [(leaf, leaf.grad) for leaf in leaves]
     try:
-        for p, _ in before:
-            p.grad = None
-        log = objective.backward(model, x, y, loss)
-        return {p: p.grad.detach() for p, _ in before if p.grad is not None}, log
+        for leaf, _ in before:
+            leaf.grad = None
+        returned = fill()
+        found = [(leaf, leaf.grad.detach()) for leaf, _ in before if leaf.grad is not None]
     finally:
-        for p, gradient in before:
-            p.grad = gradient
+        for leaf, gradient in before:
+            leaf.grad = gradient
+    gradients: Gradients = {}
+    taken: set[int] = set()
+    for leaf, gradient in found:
+        memory = gradient.untyped_storage().data_ptr()
+        gradients[leaf] = gradient.clone() if memory in taken else gradient
+        taken.add(memory)
+    return gradients, returned
 
 
 @contextmanager
 def moved(displacements: Gradients) -> Iterator[None]:
-    """The weights moved; put back from a copy, as subtracting would round."""
-    before = {p: p.detach().clone() for p in displacements}
+    """The weights moved, which uses the displacements up.
+
+    The parameters show other memory meanwhile; their own is not written to, and so comes back
+    unrounded.
+    """
+    before = {p: p.data for p in displacements}
     try:
-        with torch.no_grad():
-            for p, displacement in displacements.items():
-                p.add_(displacement)
+        for p, displacement in displacements.items():
+            p.data = _sum(p.data, displacement)
         yield
     finally:
-        with torch.no_grad():
-            for p, weights in before.items():
-                p.copy_(weights)
+        for p, weights in before.items():
+            p.data = weights
+
+
+def _sum(weights: Tensor, displacement: Tensor) -> Tensor:
+    """Laid out as the weights are, which a compiled model looks at; in spare memory if it can."""
+    if displacement.stride() == weights.stride():
+        return displacement.add_(weights)
+    return weights.clone().add_(displacement)
 
 
 def global_norm(gradients: Gradients) -> Tensor:
@@ -82,13 +109,16 @@ def ratio(radius: float, norm: Tensor) -> Tensor:
     return torch.where(norm > 0, radius / norm, torch.zeros_like(norm))
 
 
-def accumulate(total: dict[K, Tensor], part: Mapping[K, Tensor], share: float) -> None:
-    """Add share * part to `total`, key by key; a share of 1 or 0 costs no rounding."""
+def accumulate(total: dict[K, Tensor], part: dict[K, Tensor], share: float) -> None:
+    """Add share * part to `total`, key by key; a share of 1 or 0 costs no rounding.
+
+    `part` is used up: as fresh memory costs more than the arithmetic does, none is taken.
+    """
     if share == 0:
         return
     for key, value in part.items():
-        term = value if share == 1 else share * value
-        total[key] = total[key] + term if key in total else term
+        term = value if share == 1 else value.mul_(share)
+        total[key] = total[key].add_(term) if key in total else term
 
 
 def add_to_grad(gradients: Gradients) -> None:
