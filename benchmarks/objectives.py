@@ -103,15 +103,9 @@ class Steps:
         return time.perf_counter() - began
 
 
-def cases(precision: str) -> list[tuple[str, str]]:
+def cases() -> list[tuple[str, str]]:
     """What is measured: objectives, each with the ways in which the model can run for it."""
-    taken = {name: o for name, o in objectives().items() if precision not in refused(name)}
-    return [(name, way) for name, o in taken.items() for way in WAYS[: 1 + first_order(o)]]
-
-
-def refused(name: str) -> tuple[str, ...]:
-    """Precisions that main.py refuses: bf16 rounds small differences away."""
-    return ("bf16",) if "finite_difference" in name else ()
+    return [(name, way) for name, o in objectives().items() for way in WAYS[: 1 + first_order(o)]]
 
 
 def measure(batch_size: int, precision: str, rounds: int) -> dict[tuple[str, str], Figures]:
@@ -122,7 +116,7 @@ def measure(batch_size: int, precision: str, rounds: int) -> dict[tuple[str, str
     """
     steps, seconds = (
         Steps(batch_size, precision),
-        {case: list[float]() for case in cases(precision)},
+        {case: list[float]() for case in cases()},
     )
     models = {"eager": steps.model, "compiled": compiled(steps.model)}
     for turn in range(rounds + 1):

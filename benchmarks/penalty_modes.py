@@ -6,6 +6,7 @@ python benchmarks/penalty_modes.py --data_path DIR --seeds 0 1 2
 from study import Study, main
 
 PENALISED = ("--fgr_lamb", "300", "--precision", "fp32", "--limit", "20000")
+DIFFERENCES = ("--penalty_mode", "finite_difference", "--difference_step")
 
 STUDY = Study(
     name="penalty_modes",
@@ -13,13 +14,15 @@ STUDY = Study(
     text=(
         "The flow-gradient penalty by double backpropagation (`exact`), by a difference of two "
         "ordinary gradients (`finite_difference`) and at every fourth step with four times the "
-        "weight (`lazy`), beside the plain network (`baseline`): 20,000 training images, a small "
-        "residual network, a short recipe in float32."
+        "weight (`lazy`), and by differences in bfloat16 (`finite_difference_bf16`), beside the "
+        "plain network (`baseline`): 20,000 training images, a small residual network, a short "
+        "recipe, but for that in float32."
     ),
     recipe="recipes/cifar10_resnet8_short.yaml",
     variants={
         "exact": PENALISED,
-        "finite_difference": (*PENALISED, "--penalty_mode", "finite_difference"),
+        "finite_difference": (*PENALISED, *DIFFERENCES, "0.01"),
+        "finite_difference_bf16": (*PENALISED, "--precision", "bf16", *DIFFERENCES, "0.05"),
         "lazy": (*PENALISED, "--penalty_mode", "lazy"),
         "baseline": PENALISED[2:],
     },

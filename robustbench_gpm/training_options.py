@@ -63,11 +63,6 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         self._check_weights_move_once()
         self._check_adversary()
-        if self.differences and self.config.precision == "bf16":
-            raise UserError(
-                "--penalty_mode finite_difference takes small differences, which --precision bf16 "
-                "rounds away: use fp32"
-            )
 
     @property
     def label(self) -> str:
@@ -86,11 +81,6 @@ class TrainingOptions:
     def replays(self) -> int:
         """How often in a row each batch is trained on."""
         return self.adversary.replays if self.adversary else 1
-
-    @property
-    def differences(self) -> bool:
-        """Whether penalties are found by finite differences."""
-        return bool(self.penalties) and self.mode.penalty_mode == "finite_difference"
 
     @property
     def steps(self) -> Optimisation:

@@ -16,6 +16,7 @@ from robustbench_gpm.trainer import Averages, Trainer
 QUICK = ["--limit", "60", "--epochs", "2", "--batch_size", "20", "--device", "cpu"]
 # Flags that need no word in the folder's name.
 UNNAMED = ("silu", "ema", "mixup", "clipped", "warm", "nesterov", "erased", "randaugmented")
+DIFFERENCES = ["--penalty_mode", "finite_difference", "--difference_step", "0.05"]
 METHODS = {
     "edge1": ["--edge_lamb", "1"],
     "sam0.05_fgr300": ["--fgr_lamb", "300", "--sam_rho", "0.05"],
@@ -26,6 +27,7 @@ METHODS = {
     "at-free": ["--adversarial", "free", "--free_replays", "2"],
     "at-flow_awp0.01": ["--adversarial", "flow", "--awp_gamma", "0.01", "--adversarial_steps", "2"],
     "igr1_fd": ["--igr_lamb", "1", "--penalty_mode", "finite_difference"],
+    "fgr300_fd": ["--fgr_lamb", "300", "--precision", "bf16", *DIFFERENCES],
     "igr1_lazy2": ["--igr_lamb", "1", "--penalty_mode", "lazy", "--lazy_steps", "2"],
     "silu": ["--activation", "silu"],
     "ema": ["--ema", "0.9"],
@@ -99,10 +101,6 @@ def test_a_training_goes_on_with_the_same_weights(
 REFUSED: dict[str, tuple[list[str], str]] = {
     "two that move weights": (["--sam_rho", "0.1", "--sagm_rho", "0.1"], "ask for one of them"),
     "gnp and sam": (["--gnp_alpha", "0.8", "--sam_rho", "0.1"], "exclude each other"),
-    "differences in bf16": (
-        ["--igr_lamb", "1", "--penalty_mode", "finite_difference", "--precision", "bf16"],
-        "use fp32",
-    ),
     "free by groups": (
         ["--adversarial", "free", "--sam_rho", "0.1", "--m_sharpness", "4"],
         "leave out --m_sharpness",
