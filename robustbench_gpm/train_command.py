@@ -37,7 +37,7 @@ INCIDENTAL = {"resume", "overwrite", "device", "workers", "cache_dir", "checkpoi
 def run(arguments: Sequence[str], prog: str) -> None:
     """Train as `arguments` ask, and print where the checkpoint is."""
     spec = DATASETS[peek(arguments, "data_name", "digits")]
-    parser = _parser(spec, prog)
+    parser = train_parser(spec, prog)
     values = parse(parser, arguments)
     options = TrainingOptions.of(values)
     config = options.config
@@ -84,7 +84,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     print(f"checkpoint: {folder}")
 
 
-def _parser(spec: DataSpec, prog: str) -> Parser:
+def train_parser(spec: DataSpec, prog: str) -> Parser:
+    """All of main.py's flags, with the defaults of a data set."""
     recipe = dataclasses.asdict(spec.recipe)
     defaults = {**recipe, "data_name": spec.name, "model_name": spec.default_model}
     return build_parser(

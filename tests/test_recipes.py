@@ -13,7 +13,7 @@ from robustbench_gpm.checkpoint import load, read_card
 from robustbench_gpm.datasets import DATASETS
 from robustbench_gpm.flags import parse, peek
 from robustbench_gpm.models import check_name
-from robustbench_gpm.train_command import _parser
+from robustbench_gpm.train_command import train_parser
 from robustbench_gpm.training_options import TrainingOptions
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes").glob("*.yaml"))
@@ -37,7 +37,7 @@ LABELS = {  # what tells a recipe's objective, in its name and in the folder's
 def options_of(path: Path) -> TrainingOptions:
     arguments = ["--config", str(path)]
     spec = DATASETS[peek(arguments, "data_name", "digits")]
-    return TrainingOptions.of(parse(_parser(spec, "main.py"), arguments))
+    return TrainingOptions.of(parse(train_parser(spec, "main.py"), arguments))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
