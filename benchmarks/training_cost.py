@@ -176,9 +176,12 @@ def section(
     steps: Mapping[str, StepCost],
     notes: Sequence[str],
     asked: str,
-    where: str,
+    facts: Mapping[str, object],
 ) -> str:
-    """The section of docs/results.md; `asked` is the command, `where` the machine that timed."""
+    """The section of docs/results.md: `asked` is the command.
+
+    `facts`: the machine that timed, the seeds, epochs and images.
+    """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
@@ -189,15 +192,16 @@ def section(
     text = f"""
         Every objective of the suite on the handwritten digits, by the data set's recipe and, beside
         it, the flags in the table: budgets of {LINF} or {PIXELS} pixels, and weights chosen by hand
-        in a short sweep on one seed (of igr, gpm, fgr and sam, weights four to eight times as large
-        did worse, down to chance). So this says what each can do here, not which is best elsewhere.
-        The last weights of each training are attacked, on test images. Accuracy in per cent, mean
-        over the seeds (least-largest). Cost is training time in multiples of plain SGD: the
-        processor time of a step, median over the rounds (least-largest) in one process, each after
-        plain ones, times the number of steps. Free training divides its epochs by its replays, so
-        that it makes as many steps. Passes of a batch in a step: forward, and gradients that came
-        back to the logits, of which those through a gradient cost more. `fd`: penalties by finite
-        differences; `lazy`: at every fourth step."""
+        in a short sweep, of one seed and on the same test images (four to eight times the weight of
+        igr, gpm, fgr 5000 and sam did worse, down to chance). So this says what each can do here,
+        not which is best elsewhere. Trained for {facts["epochs"]} epochs (the recipe has
+        {DATA.recipe.epochs}); the last weights are attacked, on {facts["images"]} test images.
+        Accuracy in per cent, mean over the seeds (least-largest). Cost is training time in
+        multiples of plain SGD: the processor time of a step, median over the rounds (least-largest)
+        in one process, each after plain ones, times the number of steps. Free training divides its
+        epochs by its replays, so that it makes as many steps. Passes of a batch in a step: forward,
+        and gradients that came back to the logits, of which those through a gradient cost more.
+        `fd`: penalties by finite differences; `lazy`: at every fourth step."""
     return "\n".join(
         [
             "## What robustness costs in training",
@@ -208,7 +212,8 @@ def section(
             asked,
             "```",
             "",
-            f"Machine: {where}. Commit {commit.stdout.strip()}.",
+            f"Machine: {facts['machine']}. Commit {commit.stdout.strip()}. "
+            f"Seeds: {facts['seeds']}.",
             "",
             f"![Robust accuracy against training cost](images/{IMAGE})",
             "",
@@ -262,7 +267,13 @@ def write_up(given: argparse.Namespace) -> None:
     for name in ("epochs", "limit"):
         value = getattr(given, name)
         words += "" if value is None else f" --{name} {value}"
-    text = section(rows, steps, doubts(measured), words, where)
+    facts = {
+        "machine": where,
+        "seeds": ", ".join(map(str, given.seeds)),
+        "epochs": epochs,
+        "images": len(next(iter(done.values())).index),
+    }
+    text = section(rows, steps, doubts(measured), words, facts)
     put_section(given.docs / "results.md", "training_cost.py", text, title="Results")
     print(text)
 

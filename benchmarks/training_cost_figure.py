@@ -77,7 +77,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def figure_of(rows: Sequence[Row], panels: Sequence[Panel]) -> Figure:
     """The panels side by side on one scale of cost, a labelled point and its bar for each row."""
-    figure = Figure(figsize=SIZE)
+    figure = Figure(figsize=SIZE, dpi=200)  # as it is saved: the width of letters depends on it
     figure.subplots_adjust(left=0.055, right=0.99, top=0.93, bottom=0.145, wspace=0.13)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _draw_panel(axes, rows, panel)
