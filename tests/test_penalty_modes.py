@@ -205,6 +205,12 @@ class Squares(nn.Module):
         return found
 
 
+def test_a_layer_without_a_second_derivative_in_torch_is_told() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 6), nn.Hardsigmoid(), nn.Linear(6, 5))
+    with pytest.raises(UserError, match="no second derivative"):
+        gradient(Penalised(EVERY[1]), model.double(), *batch())
+
+
 def test_differences_ask_no_layer_for_a_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 6), Squares(), nn.Linear(6, 5)).double()
     x, y = batch()

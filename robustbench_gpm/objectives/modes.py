@@ -175,11 +175,12 @@ def _check_twice_differentiable(gradient: Tensor) -> None:
 
     Where a layer's backward pass is marked `once_differentiable`, the graph ends in an error that
     autograd never meets on its way to the weights: what lies behind would be missing in silence.
+    Where torch itself has no formula, as for hard sigmoids, it ends in one that says so.
     """
     nodes, seen = [gradient.grad_fn], {gradient.grad_fn}
     while nodes:
         node = nodes.pop()
-        if node is not None and type(node).__name__ == "Error":
+        if node is not None and type(node).__name__ in ("Error", "NotImplemented"):
             raise UserError(
                 "a layer of the model has no second derivative, which exact penalties need: train "
                 "with --penalty_mode finite_difference"
