@@ -4,6 +4,7 @@ from typing import get_args
 
 from ..core import Table
 from .adef import ADef
+from .any_loss import raises_any_loss
 from .apgd import APGD, TargetedAPGD
 from .autoattack import VERSIONS, Norm
 from .base import Attack, FlowAttack
@@ -26,6 +27,7 @@ from .smoothed import SmoothedPGD
 from .square import Square
 from .stadv import StAdv
 from .stadv_lbfgs import StAdvLBFGS
+from .temporal import FlowClipPGD, SharedPGD
 from .threats import Threat
 from .union import Composed, Union
 
@@ -52,6 +54,9 @@ ATTACKS: Table[Attack] = Table(
         **{f"square{_suffix(n)}": Square(n) for n in NORMS},
         **{f"fast{_suffix(n)}": FastVerdict(n) for n in NORMS},
         **{f"{name}{_suffix(n)}": make(n) for name, make in VERSIONS.items() for n in NORMS},
+        "shared-pgd": SharedPGD(),
+        "shared-pgd-l2": SharedPGD(norm="l2"),
+        "flow-clip-pgd": FlowClipPGD(),
         "smoothed-pgd": SmoothedPGD("linf"),
         "smoothed-pgd-l2": SmoothedPGD("l2"),
         "deepfool": DeepFool("linf"),
@@ -90,4 +95,4 @@ ATTACKS: Table[Attack] = Table(
     ),
 )
 
-__all__ = ["ATTACKS", "Attack", "FlowAttack", "MinimumNormAttack", "Threat"]
+__all__ = ["ATTACKS", "Attack", "FlowAttack", "MinimumNormAttack", "Threat", "raises_any_loss"]

@@ -43,8 +43,12 @@ class Perturbed:
 
     def put(self, where: Tensor, other: Perturbed) -> None:
         """Take over the other's rows for the samples that `where` (a mask or positions) picks."""
+        if self.flow.shape[1] < other.flow.shape[1]:  # of a clip, a flow for every frame
+            self.flow = self.flow.repeat(1, other.flow.shape[1] // self.flow.shape[1], 1, 1)
         for field in fields(self):
-            getattr(self, field.name)[where] = getattr(other, field.name)
+            theirs = getattr(other, field.name)
+            ours = getattr(self, field.name)
+            ours[where] = theirs.repeat(1, ours.shape[1] // theirs.shape[1], 1, 1)
 
     def select(self, where: Tensor) -> Perturbed:
         """The rows that `where` picks."""

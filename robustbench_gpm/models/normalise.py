@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,3 +28,12 @@ class Normalised(nn.Module):
         """What `network` gives for images x (B,C,H,W) in [0,1]."""
         output: Tensor = self.network((x - self.mean) / self.std)
         return output
+
+
+class NormalisedDetector(Normalised):
+    """The same for a detector, which gives losses where it is handed labels y (B,M,5) as well."""
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        """What the detector gives for images x (B,C,H,W) in [0,1]."""
+        x = (x - self.mean) / self.std
+        return self.network(x) if y is None else self.network(x, y)
