@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from robustbench_gpm.core import UserError
-from robustbench_gpm.datasets import LoadOptions, Split, cache, decode, load_split
+from robustbench_gpm.datasets import LoadOptions, Split, cache, load_split
 
 SIDE = 12
 
@@ -43,7 +43,7 @@ def no_decoding(monkeypatch):
         def decoding(*args):
             raise AssertionError("decoded again")
 
-        monkeypatch.setattr(decode, "decode", decoding)
+        monkeypatch.setattr(cache, "decode", decoding)
 
     return refuse
 

@@ -28,7 +28,7 @@ def windows(image: torch.Tensor, size: int, mirror: bool) -> set[bytes]:
 
 
 def draws(name: str, size: int, image: torch.Tensor, n: int) -> set[bytes]:
-    transform = AUGMENTATIONS[name](size).train
+    transform = AUGMENTATIONS[name](size, size).train
     assert transform is not None
     out = [transform(image) for _ in range(n)]
     assert all(o.shape == (3, size, size) and o.dtype == torch.uint8 for o in out)
@@ -63,7 +63,7 @@ def test_resize_crop_flip_draws_from_the_enlarged_windows():
 
 def test_resize_crop_flip_is_evaluated_on_the_centre():
     split = noise_split(1030, 16)
-    ready = prepared(split, AUGMENTATIONS["resize_crop_flip"](16))
+    ready = prepared(split, AUGMENTATIONS["resize_crop_flip"](16, 16))
     large = functional.interpolate(split.images.float(), (18, 18), mode="bilinear")
     assert ready.images.dtype == torch.uint8
     assert (ready.images.float() - large[:, :, 1:17, 1:17]).abs().max() <= 1.01
@@ -80,7 +80,7 @@ def test_imagenet_draws_parts():
 @pytest.mark.parametrize("name", ["none", "crop_flip", "shift", "imagenet"])
 def test_without_evaluation_transform_a_split_is_itself(name):
     split = noise_split(3)
-    assert prepared(split, AUGMENTATIONS[name](8)) is split
+    assert prepared(split, AUGMENTATIONS[name](8, 8)) is split
 
 
 def batches(loader: TrainLoader, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -131,7 +131,7 @@ def test_the_one_left_out_changes():
 
 @pytest.mark.parametrize("name", ["none", "crop_flip"])
 def test_workers_change_nothing(name):
-    split, augmentation = noise_split(22), AUGMENTATIONS[name](8)
+    split, augmentation = noise_split(22), AUGMENTATIONS[name](8, 8)
     alone = TrainLoader(split, 4, augmentation, seed=3)
     helped = TrainLoader(split, 4, augmentation, seed=3, workers=2)
     assert len(helped) == len(alone) == 6
@@ -142,7 +142,7 @@ def test_workers_change_nothing(name):
 
 
 def test_epochs_and_seeds_differ_and_return():
-    split, augmentation = noise_split(20), AUGMENTATIONS["crop_flip"](8)
+    split, augmentation = noise_split(20), AUGMENTATIONS["crop_flip"](8, 8)
     loader = TrainLoader(split, 20, augmentation, seed=0)
     first, second = batches(loader, 0), batches(loader, 1)
     assert not torch.equal(first[0][1], second[0][1])
@@ -156,7 +156,7 @@ def test_epochs_and_seeds_differ_and_return():
 
 def test_a_sample_s_augmentation_is_its_own():
     """It looks the same in whatever batch size and company, and other in another epoch."""
-    split, augmentation = noise_split(20), AUGMENTATIONS["crop_flip"](8)
+    split, augmentation = noise_split(20), AUGMENTATIONS["crop_flip"](8, 8)
 
     def looks(part: Split, batch_size: int, n: int) -> set[bytes]:
         loader = TrainLoader(part, batch_size, augmentation, seed=0)
@@ -171,7 +171,7 @@ def test_a_sample_s_augmentation_is_its_own():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_global_random_state_is_let_alone(workers):
-    split, augmentation = noise_split(10), AUGMENTATIONS["crop_flip"](8)
+    split, augmentation = noise_split(10), AUGMENTATIONS["crop_flip"](8, 8)
     loader = TrainLoader(split, 4, augmentation, seed=0, workers=workers)
     torch.manual_seed(1)
     reference = batches(loader, 0)

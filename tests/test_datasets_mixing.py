@@ -71,7 +71,9 @@ def test_of_two_mixers_either_is_taken() -> None:
 
 def test_batches_repeat_whatever_makes_them() -> None:
     split = noise_split(20)
-    augmentation = Distortions(randaugment=9, random_erasing=0.5).after(AUGMENTATIONS["shift"](8))
+    augmentation = Distortions(randaugment=9, random_erasing=0.5).after(
+        AUGMENTATIONS["shift"](8, 8)
+    )
     mixing = Mixing(mixup=0.8, cutmix=1.0, label_smoothing=0.1)
 
     def batches(seed: int, epoch: int, workers: int = 0) -> list[tuple[Tensor, Tensor]]:

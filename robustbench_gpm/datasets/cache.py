@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core import UserError
 from .base import LoadOptions, Split, SplitName
-from .decode import Pixels, decode_all
+from .decode import Pixels, decode, decoded
 from .folders import Listing
 
 FORMAT = 1  # raise it when the same files would decode to other bytes
@@ -32,8 +32,9 @@ def load_listing(
     place = options.cache_dir.expanduser() / _name(listing, root, split, size, resize)
     shape = (len(listing.files), 3, size, size)
     paths = [Path(file.path) for file in listing.files]
-    _ensure(place, shape, decode_all(paths, size, resize, f"decoding {root.name}/{split}"))
-    return Split(_mapped(place, shape), listing.labels, listing.index, listing.classes)
+    title = f"{root.name}/{split}"
+    ensure(place, shape, decoded(lambda path: decode(path, size, resize), paths, title))
+    return Split(mapped(place, shape), listing.labels, listing.index, listing.classes)
 
 
 def _name(listing: Listing, root: Path, split: SplitName, size: int, resize: bool) -> str:
@@ -44,7 +45,7 @@ def _name(listing: Listing, root: Path, split: SplitName, size: int, resize: boo
     return f"{root.name}-{split}-{size}-{digest.hexdigest()[:24]}.npy"
 
 
-def _ensure(place: Path, shape: tuple[int, ...], images: Iterable[Pixels]) -> None:
+def ensure(place: Path, shape: tuple[int, ...], images: Iterable[Pixels]) -> None:
     """If `place` is missing, write the images there as an .npy of this shape: all or nothing."""
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
@@ -71,7 +72,8 @@ def _write(file: IO[bytes], shape: tuple[int, ...], images: Iterable[Pixels]) ->
         file.write(image.data)
 
 
-def _mapped(place: Path, shape: tuple[int, ...]) -> Tensor:
+def mapped(place: Path, shape: tuple[int, ...]) -> Tensor:
+    """The bytes in the file `place`, memory-mapped. Raises UserError for another shape."""
     try:
         # Copy-on-write: torch wants a writable array, and nothing may reach the file.
         images = np.load(place, mmap_mode="c", allow_pickle=False)

@@ -73,14 +73,14 @@ def _source(name: str, base: Path, download: bool, train: bool) -> Any:
         if not download:
             raise _not_found(name, base, "downloading is off") from None
     try:
-        with _patient_download():
+        with patient_download():
             return kind(str(base), train=train, download=True)
     except (OSError, RuntimeError, http.client.HTTPException) as problem:
         raise _not_found(name, base, f"the download failed: {problem}") from None
 
 
 @contextlib.contextmanager
-def _patient_download() -> Iterator[None]:
+def patient_download() -> Iterator[None]:
     """No endless wait for a dead network, and nothing but results on stdout."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)

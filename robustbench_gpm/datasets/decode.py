@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from ..core import UserError
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 
 CHUNK = 256  # images decoded before they are handed on: bounds the memory that large ones take
@@ -25,16 +28,9 @@ def decode(path: Path, size: int, resize: bool) -> Pixels:
     With `resize` the shorter side becomes `size` (bilinear, antialiased) and the centre is cut out;
     without, the file must have that size. Raises UserError naming the file.
     """
-    try:
-        with Image.open(path) as image:
-            deep = image.mode.startswith(("I", "F"))
-            rgb = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise UserError(f"cannot read the image {path} ({problem}): mend or remove it") from None
-    if deep:  # RGB would clip it to white
-        raise UserError(f"the image {path} has more than 8 bits a channel: convert it to 8 bits")
+    rgb = open_rgb(path)
     if resize:
-        rgb = _fitted(rgb, size)
+        rgb = fitted(rgb, size)
     elif rgb.size != (size, size):
         raise UserError(
             f"the image {path} is {rgb.width}x{rgb.height} where {size}x{size} is expected: "
@@ -43,23 +39,44 @@ def decode(path: Path, size: int, resize: bool) -> Pixels:
     return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def decode_all(paths: Sequence[Path], size: int, resize: bool, title: str) -> Iterator[Pixels]:
-    """The images (3,size,size) of all files in order, decoded in threads, with a progress bar.
+def open_rgb(path: Path) -> Image.Image:
+    """An image file as RGB of 8 bits a channel. Raises UserError naming the file."""
+    with opened(path, "image") as image:
+        deep = image.mode.startswith(("I", "F"))
+        rgb: Image.Image = image.convert("RGB")
+    if deep:  # RGB would clip it to white
+        raise UserError(f"the image {path} has more than 8 bits a channel: convert it to 8 bits")
+    return rgb
+
+
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[Image.Image]:
+    """An image file, read as far as is asked. Raises UserError naming the file and `what` it is."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise UserError(f"cannot read the {what} {path} ({problem}): mend or remove it") from None
+
+
+def decoded(decode: Callable[[T], Pixels], items: Sequence[T], title: str) -> Iterator[Pixels]:
+    """What `decode` makes of the items, in order, in threads, with a progress bar.
 
     The bar goes to stderr, and only if that is a terminal.
     """
     threads = min(8, os.cpu_count() or 1)
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(paths), desc=title, unit="image", disable=None) as bar,
+        tqdm(total=len(items), desc=f"decoding {title}", unit="file", disable=None) as bar,
     ):
-        for start in range(0, len(paths), CHUNK):
-            chunk = paths[start : start + CHUNK]
-            yield from pool.map(lambda path: decode(path, size, resize), chunk)
+        for start in range(0, len(items), CHUNK):
+            chunk = items[start : start + CHUNK]
+            yield from pool.map(decode, chunk)
             bar.update(len(chunk))
 
 
-def _fitted(image: Image.Image, size: int) -> Image.Image:
+def fitted(image: Image.Image, size: int) -> Image.Image:
+    """The image with its shorter side brought to `size`, and its centre cut out."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import UserError
-from .base import SplitName
+from .base import LoadOptions, SplitName
 from .shuffle import hold_out
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -43,6 +43,17 @@ class Listing:
         return Listing(files, self.labels[mask], self.index[mask], self.classes)
 
 
+def data_root(name: str, options: LoadOptions) -> Path:
+    """The resolved data path. Raises UserError where there is none, or no folder at it."""
+    if options.data_path is None:
+        raise UserError(f"{name} needs the folder of its images: give it with --data_path")
+    root = options.data_path.expanduser().resolve()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"--data_path {root} {what}: give the folder that {name} is unpacked in")
+    return root
+
+
 def has_splits(root: Path) -> bool:
     """Whether `root` holds a folder named as a split."""
     return any((root / name).is_dir() for name in ("train", "val", "validation", "test"))
@@ -56,15 +67,15 @@ def list_split(root: Path, split: SplitName, validation_share: float) -> Listing
     fifth of each class is the test split. Raises UserError for anything else.
     """
     if not has_splits(root):
-        whole = _scan(root, _class_names(root))
+        whole = _scan(root, class_names(root))
         test = hold_out(whole.labels, TEST_SHARE)
         return (
             whole.select(test)
             if split == "test"
             else _part(whole.select(~test), split, validation_share)
         )
-    folders = _split_folders(root)
-    classes = _agreed_classes(folders.values())
+    folders = split_folders(root)
+    classes = agreed_classes(folders.values())
     if split in folders and (split != "train" or "validation" in folders):
         return _scan(folders[split], classes)
     if split == "test" or "train" not in folders:
@@ -81,7 +92,8 @@ def _part(listing: Listing, split: SplitName, share: float) -> Listing:
     return listing.select(held if split == "validation" else ~held)
 
 
-def _split_folders(root: Path) -> dict[SplitName, Path]:
+def split_folders(root: Path) -> dict[SplitName, Path]:
+    """The folders of `root` that are named as splits, by split. Raises UserError for two of one."""
     validation = [root / name for name in ("val", "validation") if (root / name).is_dir()]
     if len(validation) > 1:
         raise UserError(f"{root} holds both val and validation: keep one of them")
@@ -95,11 +107,12 @@ def _split_folders(root: Path) -> dict[SplitName, Path]:
     return folders
 
 
-def _agreed_classes(folders: Iterable[Path]) -> tuple[str, ...]:
+def agreed_classes(folders: Iterable[Path]) -> tuple[str, ...]:
+    """The class names that all folders share. Raises UserError where they differ."""
     first, *others = folders
-    classes = _class_names(first)
+    classes = class_names(first)
     for other in others:
-        theirs = _class_names(other)
+        theirs = class_names(other)
         if theirs != classes:
             odd = sorted(set(theirs) ^ set(classes))
             raise UserError(
@@ -109,8 +122,9 @@ def _agreed_classes(folders: Iterable[Path]) -> tuple[str, ...]:
     return classes
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    with _scanned(folder) as entries:
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The names of a folder's class folders, sorted. Raises UserError for fewer than two."""
+    with scanned(folder) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
         raise UserError(f"{folder} holds no class folders: put the images in {folder}/<class>/")
@@ -132,7 +146,7 @@ def _scan(folder: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _images(folder: Path) -> list[ImageFile]:
-    with _scanned(folder) as entries:
+    with scanned(folder) as entries:
         found = [
             ImageFile(entry.path, entry.stat().st_size, entry.stat().st_mtime_ns)
             for entry in entries
@@ -148,7 +162,8 @@ def _images(folder: Path) -> list[ImageFile]:
     return sorted(found)
 
 
-def _scanned(folder: Path) -> os._ScandirIterator[str]:
+def scanned(folder: Path) -> os._ScandirIterator[str]:
+    """What a folder holds. Raises UserError where it cannot be listed."""
     try:
         return os.scandir(folder)
     except OSError as problem:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..core import UserError
 from .base import DataSpec, LoadOptions, Recipe, Split, SplitName
 from .cache import load_listing
-from .folders import list_split
+from .folders import data_root, list_split
 
 DEFAULT_SIZE = 224
 
@@ -16,12 +15,7 @@ def load(options: LoadOptions, split: SplitName) -> Split:
     Their shorter side is resized to S and the centre cut out. `folders.list_split` says which
     layouts are known. Raises UserError where the folder doesn't follow one.
     """
-    if options.data_path is None:
-        raise UserError("imagefolder needs the folder of the images: give it with --data_path")
-    root = options.data_path.expanduser().resolve()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"--data_path {root} {what}: give a folder that holds class folders")
+    root = data_root("imagefolder", options)
     listing = list_split(root, split, options.validation_share)
     size = options.image_size or DEFAULT_SIZE
     return load_listing(listing, root, split, size, True, options)

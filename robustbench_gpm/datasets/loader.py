@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core import UserError
 from .augment import Augmentation, Transform
-from .base import Split, as_float
+from .base import Split, as_float, counted
 from .mixing import Mixing
 from .shuffle import AUGMENT, EPOCH, MIX, fixed_order, scramble
+from .together import augmented
 
 Batch = tuple[Tensor, Tensor]
 Wanted = tuple[int, Tensor]  # an epoch and rows of the split
@@ -97,7 +98,7 @@ class _Augmented(Dataset[Batch]):
 
     def __getitem__(self, wanted: Wanted) -> Batch:
         epoch, rows = wanted
-        images, labels = self._images(epoch, rows), self.split.labels[rows]
+        images, labels = self._augmented(epoch, rows)
         if not self.mixing.soft:
             return images, labels
         (seed,) = scramble(self.split.index[rows[:1]], MIX, self.seed, epoch).tolist()
@@ -105,16 +106,18 @@ class _Augmented(Dataset[Batch]):
             torch.default_generator.manual_seed(seed)
             return self.mixing(images, labels, len(self.split.classes))
 
-    def _images(self, epoch: int, rows: Tensor) -> Tensor:
+    def _augmented(self, epoch: int, rows: Tensor) -> Batch:
         if self.transform is None:
-            return as_float(self.split.images[rows])
+            return self.split.batch(rows)
         seeds = scramble(self.split.index[rows], AUGMENT, self.seed, epoch).tolist()
-        images = []
+        made = []
         with _borrowed():
-            for image, seed in zip(self.split.images[rows], seeds, strict=True):
+            for row, seed in zip(rows.tolist(), seeds, strict=True):
                 torch.default_generator.manual_seed(seed)
-                images.append(self.transform(image))
-        return as_float(torch.stack(images))
+                image, label = self.split.images[row], self.split.labels[row]
+                made.append(augmented(self.transform, image, label))
+        images, labels = (torch.stack(part) for part in zip(*made, strict=True))
+        return as_float(images), counted(labels)
 
 
 @contextmanager

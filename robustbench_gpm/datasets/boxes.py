@@ -1,0 +1,193 @@
+"""Images with boxes: one canvas a data set, and labels that follow their images onto it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core import UserError
+from .base import LoadOptions, Split, SplitName
+from .cache import ensure, mapped
+from .decode import Pixels, decoded, open_rgb
+from .shuffle import hold_out
+
+FORMAT = 1  # raise it when the same files would decode to other bytes
+LARGEST_NATIVE = 1024  # pixels; larger images are brought to a canvas only when its size is given
+GREY = 128  # what a letterbox is filled up with
+TOLERANCE = 1.0  # pixels by which a box may leave its image, and is cut
+
+
+class Box(NamedTuple):
+    """Edges in the pixels of its image, from 0 to width and height, and the name of its class."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    name: str
+    ignored: bool = False  # a difficult object: not to be learnt, and no error to find
+
+
+@dataclass(frozen=True)
+class BoxedImage:
+    """An image file of width x height pixels and its boxes; `source` is the file with the boxes."""
+
+    path: Path
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    source: Path
+
+
+Parts = dict[SplitName, tuple[BoxedImage, ...]]
+
+
+class Canvas(NamedTuple):
+    """The one shape (height, width) of a data set; `boxed`: images keep their shape inside it."""
+
+    height: int
+    width: int
+    boxed: bool
+
+    def placed(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Where an image of this size goes: left, top, width and height on the canvas."""
+        if not self.boxed:
+            return 0, 0, self.width, self.height
+        scale = self.height / max(width, height)
+        wide, high = (max(1, round(side * scale)) for side in (width, height))
+        return (self.width - wide) // 2, (self.height - high) // 2, wide, high
+
+
+def common_canvas(sizes: Sequence[tuple[int, int]], height: int | None, root: Path) -> Canvas:
+    """The canvas of images of these sizes (width, height).
+
+    Where all come to the same width at `height` pixels, that is it; otherwise it is a square of
+    that side, which the longer side of an image fills. Without a `height`, that of the highest
+    image, or the longest side. Raises UserError where that would be more than 1024 pixels.
+    """
+    native, longest = max(h for _, h in sizes), max(max(size) for size in sizes)
+    widths = {max(1, round(w * (height or native) / h)) for w, h in sizes}
+    alike = len(widths) == 1
+    side = height or (native if alike else longest)
+    canvas = Canvas(side, widths.pop(), False) if alike else Canvas(side, side, True)
+    if height is None and max(canvas.height, canvas.width) > LARGEST_NATIVE:
+        raise UserError(
+            f"the images of {root} have up to {longest} pixels a side: say with --image_size how "
+            f"many pixels high to make them"
+        )
+    return canvas
+
+
+def checked(box: Box, width: int, height: int, source: Path) -> Box:
+    """`box` cut to its image. Raises UserError where it is empty, reversed, or leaves the image.
+
+    By up to a pixel it may: there are annotations that count edges in a way of their own.
+    """
+    told = f"{box.name} at ({box.x1:g}, {box.y1:g}, {box.x2:g}, {box.y2:g})"
+    if not all(np.isfinite(box[:4])) or box.x2 <= box.x1 or box.y2 <= box.y1:
+        raise UserError(f"{source} has an empty or reversed box ({told}): mend or remove it")
+    far = (-box.x1, -box.y1, box.x2 - width, box.y2 - height)
+    cut = Box(
+        *(max(0.0, box.x1), max(0.0, box.y1), min(float(width), box.x2)),
+        *(min(float(height), box.y2), box.name, box.ignored),
+    )
+    if max(far) > TOLERANCE or cut.x2 <= cut.x1 or cut.y2 <= cut.y1:
+        raise UserError(
+            f"{source} has a box outside its image of {width}x{height} ({told}): mend or remove it"
+        )
+    return cut
+
+
+def load_boxes(
+    parts: Parts, classes: tuple[str, ...], root: Path, split: SplitName, options: LoadOptions
+) -> Split:
+    """A split of images (N,3,H,W), memory-mapped from the cache, and labels float32 (N,M,5).
+
+    Rows (x1,y1,x2,y2,class) in pixels of the canvas, padded with rows of -1 up to the most boxes of
+    any image of any split. An ignored object of class c has the class -2 - c. The canvas is that of
+    all splits together. Where there is no validation split it is held out of train. Raises
+    UserError, naming the file, for what cannot be read.
+    """
+    every = [image for part in parts.values() for image in part]
+    if not every:
+        raise UserError(f"{root} lists no images: fill its lists of images")
+    canvas = common_canvas([(i.width, i.height) for i in every], options.image_size, root)
+    rows = max(1, *(len(image.boxes) for image in every))
+    images, index = _chosen(parts, split, options.validation_share)
+    labels = torch.full((len(images), rows, 5), -1.0)
+    for place, image in enumerate(images):
+        for row, box in enumerate(image.boxes):
+            labels[place, row] = torch.tensor(_on_canvas(box, image, canvas, classes))
+    place_kept = options.cache_dir.expanduser() / _name(images, root, split, canvas)
+    shape = (len(images), 3, canvas.height, canvas.width)
+    ensure(
+        place_kept,
+        shape,
+        decoded(lambda image: _painted(image, canvas), images, f"{root.name}/{split}"),
+    )
+    return Split(mapped(place_kept, shape), labels, index, classes)
+
+
+def _chosen(parts: Parts, split: SplitName, share: float) -> tuple[list[BoxedImage], Tensor]:
+    """The images of a split, and their places in the part that they come from."""
+    source: SplitName = "train" if split == "validation" and split not in parts else split
+    images = parts.get(source, ())
+    index = torch.arange(len(images))
+    if "validation" not in parts and split != "test":
+        held = hold_out(torch.zeros_like(index), share)
+        index = index[held if split == "validation" else ~held]
+    return [images[place] for place in index.tolist()], index
+
+
+def _on_canvas(
+    box: Box, image: BoxedImage, canvas: Canvas, classes: tuple[str, ...]
+) -> tuple[float, float, float, float, float]:
+    left, top, width, height = canvas.placed(image.width, image.height)
+    across, down = width / image.width, height / image.height
+    number = classes.index(box.name)
+    return (
+        left + box.x1 * across,
+        top + box.y1 * down,
+        left + box.x2 * across,
+        top + box.y2 * down,
+        float(-2 - number if box.ignored else number),
+    )
+
+
+def _name(images: Sequence[BoxedImage], root: Path, split: SplitName, canvas: Canvas) -> str:
+    digest = hashlib.sha256(repr((FORMAT, str(root), split, *canvas)).encode())
+    for image in images:
+        try:
+            state = image.path.stat()
+        except OSError as problem:
+            raise UserError(
+                f"{image.source} is of the image {image.path}, which cannot be read "
+                f"({problem.strerror}): add the image, or take it off the list"
+            ) from None
+        name = image.path.relative_to(root).as_posix()
+        digest.update(repr((name, state.st_size, state.st_mtime_ns)).encode())
+        digest.update(repr((image.width, image.height)).encode())
+    return f"{root.name}-{split}-{canvas.height}x{canvas.width}-{digest.hexdigest()[:24]}.npy"
+
+
+def _painted(image: BoxedImage, canvas: Canvas) -> Pixels:
+    rgb = open_rgb(image.path)
+    if rgb.size != (image.width, image.height):
+        raise UserError(
+            f"{image.source} says that {image.path.name} is {image.width}x{image.height}, and it "
+            f"is {rgb.width}x{rgb.height}: mend the annotation or the image"
+        )
+    left, top, width, height = canvas.placed(image.width, image.height)
+    if (width, height) != rgb.size:
+        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+    painted = np.full((3, canvas.height, canvas.width), GREY, dtype=np.uint8)
+    painted[:, top : top + height, left : left + width] = np.asarray(rgb).transpose(2, 0, 1)
+    return painted
