@@ -135,20 +135,25 @@ def options_of(card: Card) -> ModelOptions:
     return ModelOptions(**{**options, "pretrained": False})
 
 
-def find(folder: Path, wanted: Mapping[str, Any]) -> Path:
+def find(folder: Path, wanted: Mapping[str, Any], task: str | None = None) -> Path:
     """The newest checkpoint below `folder` whose configuration agrees with `wanted`.
+
+    With `task`, only among those for that task.
 
     Raises UserError if there is none.
     """
     found = []
     for card_path in folder.glob(f"*/{CARD}"):
         card = read_card(card_path.parent)
+        if task not in (None, card.task):
+            continue
         if (card_path.parent / BEST).exists() and all(
             card.configuration.get(key) == value for key, value in wanted.items()
         ):
             found.append((card.saved_at, card_path.parent))
     if not found:
-        which = " ".join(f"--{key} {value}" for key, value in wanted.items())
+        asked = {**({"task": task} if task else {}), **wanted}
+        which = " ".join(f"--{key} {value}" for key, value in asked.items())
         raise UserError(
             f"there is no checkpoint in {folder}{' for ' + which if which else ''}: "
             f"train one with `main.py{' ' + which if which else ''}` or name one with --checkpoint"

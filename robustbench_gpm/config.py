@@ -10,7 +10,8 @@ from .attacks import ATTACKS
 from .core import UserError
 from .datasets import AUGMENTATIONS, DATASETS
 from .fields import check_ranges, flag
-from .models import ACTIVATIONS, MODELS
+from .models import ACTIVATIONS, MODELS, TABLES
+from .tasks import TASKS
 
 CACHE = Path("~/.cache/robustbench_gpm")
 
@@ -19,11 +20,18 @@ CACHE = Path("~/.cache/robustbench_gpm")
 class TrainConfig:
     """Flags of `main.py`. Defaults that depend on the data set come from its recipe."""
 
+    task: str | None = flag(
+        None, f"what to train for, on digits if no data set is named: {', '.join(TASKS)}"
+    )
     data_name: str = flag("digits", f"data set: {', '.join(DATASETS)}")
-    data_path: Path | None = flag(None, "folder the data set lies in (digits needs none)")
+    data_path: Path | None = flag(
+        None, "folder the data set lies in (those made of digits need none)"
+    )
     model_name: str = flag(
         "digits_cnn",
-        f"network: {', '.join(MODELS)}, timm:<name>, torchvision:<name> or path/to/file.py:factory",
+        f"network: {', '.join(MODELS)}, timm:<name>, torchvision:<name> or "
+        "path/to/file.py:factory; "
+        + "; ".join(f"{task}: {', '.join(t)}" for task, t in TABLES.items() if t is not MODELS),
     )
     pretrained: bool = flag(
         False, "start from the published weights of a timm or torchvision model"
@@ -38,8 +46,12 @@ class TrainConfig:
         at_most=0.99,
     )
     image_size: int | None = flag(
-        None, "pixels on a side that imagefolder's images are brought to; 224 if not given", above=0
+        None,
+        "pixels on a side that imagefolder's images are brought to, 224 if not given; height of "
+        "those with masks or boxes",
+        above=0,
     )
+    frames: int | None = flag(None, "frames that are taken of a clip; 8 if not given", above=0)
     limit: int | None = flag(None, "train on this many images only", above=0)
     augment: str = flag("none", f"augmentation: {', '.join(AUGMENTATIONS)}")
 
@@ -97,9 +109,11 @@ class EvaluateConfig:
     std: tuple[float, ...] = flag((), "the same: standard deviations", above=0)
     activation: str | None = flag(None, "activation that --model was trained with, if not its own")
 
+    task: str | None = flag(None, "choose the newest checkpoint for this task")
     data_name: str | None = flag(None, "data set; by default the one the checkpoint was trained on")
     data_path: Path | None = flag(None, "folder the data set lies in")
-    image_size: int | None = flag(None, "pixels on a side of imagefolder's images", above=0)
+    image_size: int | None = flag(None, "the same as in training", above=0)
+    frames: int | None = flag(None, "the same as in training", above=0)
     split: Literal["train", "validation", "test"] = flag("test", "split to evaluate on")
     limit: int | None = flag(None, "evaluate this many images only", above=0)
     cache_dir: Path = flag(CACHE, "folder for decoded images")
@@ -107,8 +121,11 @@ class EvaluateConfig:
     model_name: str | None = flag(None, "choose the newest checkpoint of this model")
 
     out: Path | None = flag(None, "folder for the results; by default results/<name>")
-    batch_size: int = flag(
-        250, "images attacked at once; the verdicts are the same, up to rounding", at_least=1
+    batch_size: int | None = flag(
+        None,
+        "images attacked at once, 250 or, with masks or boxes, 16; the verdicts are the same, up "
+        "to rounding",
+        at_least=1,
     )
     no_shared_work: bool = flag(
         False, "attack every budget afresh and on the model itself, to compare; much slower"
@@ -118,6 +135,10 @@ class EvaluateConfig:
     )
     escalate: bool = flag(
         False, "add to an attack in linf or l2 those that the raised flags call for; slower"
+    )
+    labels: Literal["stay", "move"] = flag(
+        "stay",
+        "masks and boxes under a deformation: stay where they are, or move along with the pixels",
     )
     shard: str | None = flag(None, "do a part only: 2/4 is the second of four; see `merge`")
     examples: int = flag(4, "fooled images an attack shows in the picture", at_least=0)

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from glob import escape
 from pathlib import Path
 
+import torch
+
 from . import records
 from .config import EvaluateConfig
 from .core import pick_device, seed_everything
 from .evaluator import Evaluator, Subject
 from .files import free_folder, try_folder
 from .flags import Parser, build, build_parser, parse
+from .graded.command import GRADED_BATCH, check_graded, draw_graded, evaluate_graded
 from .journal import Journal, belongs
 from .objectives import PENALTIES
 from .plans import asked_for
@@ -23,6 +26,7 @@ from .summary import robust_accuracy, write_summary
 from .sweep import AttackPlan
 
 RESULTS = Path("results")
+USUAL_BATCH = 250
 
 
 def run(arguments: Sequence[str], prog: str) -> None:
@@ -31,44 +35,69 @@ def run(arguments: Sequence[str], prog: str) -> None:
     config = build(EvaluateConfig, values)
     asked = asked_for(config)
     device = pick_device(config.device)
-    shard = None if config.shard is None else Shard.parse(config.shard)
+    if config.shard is not None:
+        Shard.parse(config.shard)
     seed_everything(config.seed)
     try_folder(config.out or RESULTS, "--out")
     subjects = subjects_of(config, values)
     height, width = subjects[0].split.images.shape[-2:]
-    plans = [each.plan(height, width) for each in asked]
-    headers = {subject.name: _header(config, subject, plans) for subject in subjects}
+    plans = [each.plan(height, width, subjects[0].split.frames) for each in asked]
+    size = config.batch_size or (GRADED_BATCH if subjects[0].task.graded else USUAL_BATCH)
+    headers = {subject.name: _header(config, subject, plans, size) for subject in subjects}
     folder = _folder(config, subjects, headers)
     own = {s.name: folder / s.name if len(subjects) > 1 else folder for s in subjects}
     journals = {name: Journal(own[name], header) for name, header in headers.items()}
-    measured = []
-    for subject in subjects:
-        journal = journals[subject.name]
+    for journal in journals.values():
         if journal.resumed:
-            print(f"going on with the evaluation in {own[subject.name]}")
-        evaluator = Evaluator(
-            subject,
-            device,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            examples=config.examples,
-            shared=not config.no_shared_work,
-            shard=shard,
-            checks=not config.no_checks,
-            escalate=config.escalate,
-            show_progress=True,
+            print(f"going on with the evaluation in {journal.folder.parent}")
+    if subjects[0].task.graded:
+        check_graded(config, plans)
+        draw_graded(
+            [
+                evaluate_graded(config, s, plans, device, own[s.name], journals[s.name])
+                for s in subjects
+            ],
+            folder,
         )
-        for plan in plans:
-            evaluator.attack(plan, journal)
-            records.write(evaluator.records(), own[subject.name])  # what is measured is kept
-        measured.append(evaluator.records())
-        report(measured[-1], own[subject.name])
-    if len(subjects) > 1:
-        draw_curves(measured, folder)
+    else:
+        measured = [
+            _evaluated(config, s, plans, device, own[s.name], journals[s.name]) for s in subjects
+        ]
+        if len(subjects) > 1:
+            draw_curves(measured, folder)
     for journal in journals.values():
         journal.close()
     print(f"results: {folder}")
     print(f"figure: {folder / 'curve.png'}")
+
+
+def _evaluated(
+    config: EvaluateConfig,
+    subject: Subject,
+    plans: Sequence[AttackPlan],
+    device: torch.device,
+    folder: Path,
+    journal: Journal,
+) -> Records:
+    """Run all attacks on one subject; write and print what was measured."""
+    evaluator = Evaluator(
+        subject,
+        device,
+        batch_size=config.batch_size or USUAL_BATCH,
+        seed=config.seed,
+        examples=config.examples,
+        shared=not config.no_shared_work,
+        shard=None if config.shard is None else Shard.parse(config.shard),
+        checks=not config.no_checks,
+        escalate=config.escalate,
+        show_progress=True,
+    )
+    for plan in plans:
+        evaluator.attack(plan, journal)
+        records.write(evaluator.records(), folder)  # what is measured is kept
+    measured = evaluator.records()
+    report(measured, folder)
+    return measured
 
 
 def report(measured: Records, folder: Path) -> None:
@@ -102,7 +131,7 @@ def _parser(prog: str) -> Parser:
 
 
 def _header(
-    config: EvaluateConfig, subject: Subject, plans: Sequence[AttackPlan]
+    config: EvaluateConfig, subject: Subject, plans: Sequence[AttackPlan], batch_size: int
 ) -> dict[str, object]:
     """What an unfinished evaluation must share with this one to be gone on with."""
     hashes = {name: subject.provenance[name] for name in records.HASHES}
@@ -111,7 +140,7 @@ def _header(
         **hashes,
         "attacks": attacks,
         "shard": config.shard,
-        "batch_size": config.batch_size,
+        "batch_size": batch_size,
     }
 
 

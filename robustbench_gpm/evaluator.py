@@ -23,7 +23,7 @@ from .records import AttackColumns, Example, Records
 from .shards import Shard
 from .showcase import Candidate, shown
 from .sweep import AttackPlan, Sweep, Trail
-from .tasks import Classification
+from .tasks import Classification, Task
 from .trust import Examination, Flag, connected
 from .verdict import Verifier
 
@@ -37,7 +37,7 @@ class Subject:
     name: str
     model: nn.Module
     split: Split
-    task: Classification
+    task: Task
     provenance: dict[str, object]
 
 
@@ -69,11 +69,13 @@ class Evaluator:
         self.rows = torch.cat([rows for _, rows in self.batches])
         self.shard = shard
         model = subject.model.to(device)
+        assert isinstance(subject.task, Classification)
+        self.task = subject.task
         first, _ = subject.split.batch(torch.arange(min(len(subject.split), COMPARED)))
         self.examination: Examination | None = None
         if checks or escalate:
             self.examination = Examination(
-                model, subject.split, subject.task, device, batch_size=batch_size, seed=seed
+                model, subject.split, self.task, device, batch_size=batch_size, seed=seed
             )
         self.escalate, self._escalated = escalate, dict[str, dict[str, object]]()
         self.verifier = self._prepared(model, first.to(device))
@@ -166,7 +168,7 @@ class Evaluator:
             faster = precise
         if "why" in self.search_facts or not self.shared:  # else the copies' gradients were seen
             model, *faster = (connected(each, first[:1]) for each in (model, *faster))
-        return Verifier(model, faster, self.subject.task)
+        return Verifier(model, faster, self.task)
 
     def _examined(self, plan: AttackPlan) -> list[Flag]:
         """The flags that concern the plan."""
@@ -239,10 +241,15 @@ class Evaluator:
             clean_confidence=float(self.confidence[place]),
             prediction=candidate.prediction,
             confidence=candidate.confidence,
-            clean=clean[0].numpy(),
-            adversarial=candidate.adversarial.numpy(),
-            flow=None if flow is None else flow.numpy(),
+            clean=split.shown(clean[0]).numpy(),
+            adversarial=split.shown(candidate.adversarial).numpy(),
+            flow=None if flow is None else shown_flow(flow, split.frames).numpy(),
         )
+
+
+def shown_flow(flow: Tensor, frames: int) -> Tensor:
+    """Of a flow a frame (2T,H,W) that of the frame in the middle; (2,H,W) is of all frames."""
+    return flow if len(flow) == 2 else flow[2 * (frames // 2) :][:2]
 
 
 def _outcome(trail: Trail, plan: AttackPlan) -> Outcome:

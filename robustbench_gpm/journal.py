@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import from_numpy
@@ -19,6 +19,7 @@ from .core import UserError
 from .files import atomically, safe_name, write_text
 from .showcase import Candidate
 
+Stored = TypeVar("Stored")
 UNFINISHED = "unfinished"
 HEADER = "header.json"
 WHAT = {
@@ -70,12 +71,18 @@ class Journal:
 
     def read(self, attack: str, batch: int) -> tuple[list[Outcome], list[Candidate]] | None:
         """A finished batch and its pictures; None where it has yet to be done."""
+        return self.load(attack, batch, _unpack)
+
+    def load(
+        self, attack: str, batch: int, unpack: Callable[[Mapping[str, Any]], Stored]
+    ) -> Stored | None:
+        """A finished batch by its arrays; None where it has yet to be done."""
         path = self._path(attack, batch)
         if not path.is_file():
             return None
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return _unpack(stored)
+                return unpack(stored)
         except Exception:  # zip files can be damaged in many ways: done again
             return None
 
@@ -86,12 +93,16 @@ class Journal:
         outcomes: Sequence[Outcome],
         pictures: Sequence[Candidate],
     ) -> None:
-        """Keep a finished batch; with the first, whose it is."""
+        """Keep a finished batch."""
+        self.store(attack, batch, _pack(outcomes, pictures))
+
+    def store(self, attack: str, batch: int, arrays: Mapping[str, Any]) -> None:
+        """Keep a finished batch as arrays; with the first, whose it is."""
         if not (self.folder / HEADER).is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / HEADER, json.dumps(self._header) + "\n")
         with atomically(self._path(attack, batch)) as path, path.open("wb") as file:
-            np.savez(file, **_pack(outcomes, pictures))
+            np.savez(file, **arrays)
 
     def close(self) -> None:
         """Everything is in the records now."""

@@ -22,10 +22,13 @@ class Asked:
     attack: Attack
     budgets: tuple[float, ...]
 
-    def plan(self, height: int, width: int) -> AttackPlan:
-        """What to do on images of that size."""
+    def plan(self, height: int, width: int, frames: int = 1) -> AttackPlan:
+        """What to do on images of that size, or on clips of so many frames."""
         budgets = self.budgets or self.attack.default_budgets(height, width)
-        return AttackPlan(self.name, self.attack, budgets)
+        attack = self.attack
+        if takes(attack, "frames"):
+            attack = changed(attack, "frames", str(frames))
+        return AttackPlan(self.name, attack, budgets)
 
 
 def asked_for(config: EvaluateConfig) -> list[Asked]:

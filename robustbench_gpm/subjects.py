@@ -42,7 +42,9 @@ def _newest(config: EvaluateConfig, values: Mapping[str, Any]) -> Path:
     wanted = {"data_name": config.data_name, "model_name": config.model_name}
     wanted |= {name: values[name] for name in weights}
     path = checkpoint.find(
-        config.checkpoints_dir, {name: v for name, v in wanted.items() if v is not None}
+        config.checkpoints_dir,
+        {name: v for name, v in wanted.items() if v is not None},
+        task=config.task,
     )
     print(f"checkpoint: {path} (the newest that fits; --checkpoint names another)")
     return path
@@ -71,18 +73,22 @@ def _from_checkpoint(path: Path, config: EvaluateConfig) -> Subject:
 
 def _bare_model(config: EvaluateConfig, name: str) -> Subject:
     """A model without a checkpoint card, on the data set that --data_name names."""
-    check_name(name)
     data_name = config.data_name or ""
+    spec = DATASETS[data_name]
+    check_name(name, spec.task)
     split = _split(config, data_name, {})
     channels = split.images.shape[1]
     options = ModelOptions(
         classes=len(split.classes),
         channels=channels,
         image_size=split.images.shape[-1],
-        mean=config.mean or (0.0,) * channels,
-        std=config.std or (1.0,) * channels,
+        mean=config.mean * split.frames or (0.0,) * channels,
+        std=config.std * split.frames or (1.0,) * channels,
         pretrained=config.weights is None and name.startswith(("timm:", "torchvision:")),
         activation=config.activation,
+        task=spec.task,
+        image_height=split.height_if_not_square,
+        frames=split.frames,
     )
     model = build_model(name, options)
     if config.weights is not None:
@@ -93,7 +99,7 @@ def _bare_model(config: EvaluateConfig, name: str) -> Subject:
         label,
         model.eval(),
         split,
-        TASKS[DATASETS[data_name].task](),
+        TASKS[spec.task](),
         _provenance(config, checkpoint.fingerprint(model), split, facts),
     )
 
@@ -104,11 +110,12 @@ def _split(config: EvaluateConfig, data_name: str, trained: Mapping[str, Any]) -
         data_path=config.data_path or _trained_path(trained),
         cache_dir=config.cache_dir.expanduser(),
         image_size=config.image_size or trained.get("image_size"),
+        frames=config.frames or trained.get("frames"),
     )
     split = load_split(data_name, config.split, options)
     if config.limit is not None:
         split = split.limit(config.limit)
-    augmentation = AUGMENTATIONS[trained.get("augment", "none")](split.images.shape[-1])
+    augmentation = AUGMENTATIONS[trained.get("augment", "none")](*split.images.shape[-2:])
     return prepared(split, augmentation)
 
 
@@ -119,13 +126,18 @@ def _trained_path(trained: Mapping[str, Any]) -> Path | None:
 
 
 def _check_fit(split: Split, options: ModelOptions, name: str) -> None:
-    channels, _, width = split.images.shape[1:]
-    if (channels, width) != (options.channels, options.image_size):
+    channels, height, width = split.images.shape[1:]
+    if (channels, height, width) != (options.channels, *options.size):
         raise UserError(
-            f"{name} takes images of {options.channels} channels and {options.image_size} pixels, "
-            f"and the data has {channels} channels and {width} pixels: choose the data set it was "
-            "trained on"
+            f"{name} takes images of {options.channels} channels and {_by(*options.size)} pixels, "
+            f"and the data has {channels} channels and {_by(height, width)} pixels: choose the "
+            "data set it was trained on"
         )
+
+
+def _by(height: int, width: int) -> str:
+    """One number where both are the same."""
+    return str(width) if height == width else f"{height}x{width}"
 
 
 def _provenance(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,14 +47,14 @@ def robust_accuracy(records: Records, attack: AttackColumns) -> list[Proportion]
 def summarise(records: Records) -> dict[str, object]:
     """What `summary.json` says: accuracies in [0,1] with 95% intervals, and what they cost."""
     clean = proportion(records.right)
-    by_attack = {attack.name: _cost((attack,)) for attack in records.attacks}
+    by_attack = {attack.name: cost_of((attack,)) for attack in records.attacks}
     return {
         "model": records.model,
         "n": len(records.index),
         "clean_accuracy": clean.value,
         "clean_ci95": [clean.low, clean.high],
         "curves": {attack.name: _curve(records, attack) for attack in records.attacks},
-        "cost": {**_cost(records.attacks), "by_attack": by_attack},
+        "cost": {**cost_of(records.attacks), "by_attack": by_attack},
         "flags": list(records.flags),
         "provenance": records.provenance,
     }
@@ -73,7 +74,19 @@ def _curve(records: Records, attack: AttackColumns) -> dict[str, object]:
     }
 
 
-def _cost(attacks: tuple[AttackColumns, ...]) -> dict[str, object]:
+class Costly(Protocol):
+    """Whatever has what each sample cost, (N,)."""
+
+    @property
+    def forwards(self) -> NDArray[np.int64]: ...
+    @property
+    def backwards(self) -> NDArray[np.int64]: ...
+    @property
+    def seconds(self) -> NDArray[np.float64]: ...
+
+
+def cost_of(attacks: Sequence[Costly]) -> dict[str, object]:
+    """What all samples cost under these attacks."""
     return {key: sum(getattr(attack, key).sum().item() for attack in attacks) for key in _SPENT}
 
 

@@ -15,6 +15,7 @@ from .core import UserError, pick_device, seed_everything
 from .datasets import (
     AUGMENTATIONS,
     DATASETS,
+    EMBEDDED,
     DataSpec,
     LoadOptions,
     Split,
@@ -36,13 +37,14 @@ INCIDENTAL = {"resume", "overwrite", "device", "workers", "cache_dir", "checkpoi
 
 def run(arguments: Sequence[str], prog: str) -> None:
     """Train as `arguments` ask, and print where the checkpoint is."""
-    spec = DATASETS[peek(arguments, "data_name", "digits")]
+    spec = _spec(arguments)
     parser = train_parser(spec, prog)
     values = parse(parser, arguments)
     options = TrainingOptions.of(values)
+    options.check_task(spec.task)
     config = options.config
     AUGMENTATIONS[config.augment]  # names are looked up before anything is loaded
-    check_name(config.model_name)
+    check_name(config.model_name, spec.task)
     device = pick_device(config.device)
     folder = _folder(config, options.label)
     seed_everything(config.seed)
@@ -79,9 +81,26 @@ def run(arguments: Sequence[str], prog: str) -> None:
         _check_same(card, checkpoint.read_card(folder), plain(parser.get_defaults().as_dict()))
         trainer.restore(checkpoint.load_resume(folder))
     card = trainer.run(loader, validation)
-    best = card.history[card.best_epoch - 1]["validation_accuracy"]
-    print(f"best validation accuracy {best:.2%}, in epoch {card.best_epoch}")
+    best = card.history[card.best_epoch - 1][trainer.task.validated]
+    print(f"best validation {trainer.task.metric} {best:.2%}, in epoch {card.best_epoch}")
     print(f"checkpoint: {folder}")
+
+
+def _spec(arguments: Sequence[str]) -> DataSpec:
+    """The data set that is asked for, by its name or by that of its task."""
+    task = peek(arguments, "task", "")
+    if task:
+        TASKS[task]
+    name = peek(arguments, "data_name", EMBEDDED.get(task or "classification", ""))
+    fitting = ", ".join(name for name, each in DATASETS.items() if task in ("", each.task))
+    if not name:
+        raise UserError(f"--task {task} needs a data set: choose one by --data_name from {fitting}")
+    spec = DATASETS[name]
+    if task not in ("", spec.task):
+        raise UserError(
+            f"--data_name {spec.name} is for {spec.task}, not for {task}: choose from {fitting}"
+        )
+    return spec
 
 
 def train_parser(spec: DataSpec, prog: str) -> Parser:
@@ -119,6 +138,7 @@ def _splits(config: TrainConfig) -> tuple[Split, Split]:
         data_path=config.data_path,
         cache_dir=config.cache_dir.expanduser(),
         image_size=config.image_size,
+        frames=config.frames,
     )
     train = load_split(config.data_name, "train", options)
     if config.limit is not None:
@@ -131,11 +151,14 @@ def _model_options(config: TrainConfig, spec: DataSpec, split: Split) -> ModelOp
         classes=len(split.classes),
         channels=split.images.shape[1],
         image_size=split.images.shape[-1],
-        mean=spec.mean,
-        std=spec.std,
+        mean=spec.mean * split.frames,
+        std=spec.std * split.frames,
         pretrained=config.pretrained,
         activation=config.activation,
         drop_path=config.drop_path,
+        task=spec.task,
+        image_height=split.height_if_not_square,
+        frames=split.frames,
     )
 
 
@@ -144,7 +167,7 @@ def _prepared(
 ) -> tuple[TrainLoader, Split]:
     """Batches for training, and the validation split as it is evaluated."""
     config = options.config
-    augmentation = AUGMENTATIONS[config.augment](train.images.shape[-1])
+    augmentation = AUGMENTATIONS[config.augment](*train.images.shape[-2:])
     loader = TrainLoader(
         train,
         config.batch_size,

@@ -21,7 +21,7 @@ from .datasets import Split, TrainLoader
 from .objectives import Objective
 from .optimisation import Optimisation, Stepper
 from .progress import Bar, bar
-from .tasks import Classification
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Plan:
     seed: int
     replays: int = 1  # how often in a row each batch is trained on
     compile: bool = False
+    validation_batch: int = 500
 
     @property
     def epochs(self) -> int:
@@ -64,7 +65,7 @@ class Trainer:
         self,
         model: nn.Module,
         objective: Objective,
-        task: Classification,
+        task: Task,
         plan: Plan,
         device: torch.device,
         folder: Path,
@@ -90,9 +91,8 @@ class Trainer:
             with bar(title, len(loader), "batch", show=self.show) as progress:
                 log = self._epoch(loader, epoch, progress)
                 self._check_weights(epoch)
-                log["validation_accuracy"] = accuracy(
-                    self.stepper.kept, validation, self.task, self.device
-                )
+                kept, size = self.stepper.kept, self.plan.validation_batch
+                log[self.task.validated] = self.task.validate(kept, validation, self.device, size)
                 progress.set_postfix_str(_figures(log))
             self._save({**log, "seconds": round(time.perf_counter() - began, 1)})
         return self.card
@@ -124,7 +124,7 @@ class Trainer:
         self.card = replace(
             self.card,
             history=history,
-            best_epoch=_best_epoch(history),
+            best_epoch=_best_epoch(history, self.task.validated),
             finished=len(history) == self.plan.epochs,
             saved_at=checkpoint.now(),
         )
@@ -140,7 +140,8 @@ class Trainer:
         try:
             self.stepper.restore(state)
             history = list(state["history"])
-            self.card = replace(self.card, history=history, best_epoch=_best_epoch(history))
+            best = _best_epoch(history, self.task.validated)
+            self.card = replace(self.card, history=history, best_epoch=best)
         except (KeyError, RuntimeError, ValueError):
             raise UserError(
                 f"{self.folder / checkpoint.RESUME} belongs to another model: "
@@ -148,27 +149,10 @@ class Trainer:
             ) from None
 
 
-def accuracy(
-    model: nn.Module,
-    split: Split,
-    task: Classification,
-    device: torch.device,
-    batch_size: int = 500,
-) -> float:
-    """The share of a split that the model, in evaluation mode, gets right."""
-    model.eval()
-    right = 0
-    for rows in torch.split(torch.arange(len(split)), batch_size):
-        x, y = split.batch(rows)
-        labels, _ = task.predict(model, x.to(device))
-        right += int((labels == y.to(device)).sum())
-    return right / len(split)
-
-
-def _best_epoch(history: list[dict[str, float]]) -> int:
-    """The epoch, counted from 1, of the best validation accuracy; of equals, the last."""
-    accuracies = [entry["validation_accuracy"] for entry in history]
-    return 1 + max(range(len(accuracies)), key=lambda i: (accuracies[i], i))
+def _best_epoch(history: list[dict[str, float]], metric: str) -> int:
+    """The epoch, counted from 1, of the best value of a metric; of equals, the last."""
+    values = [entry[metric] for entry in history]
+    return 1 + max(range(len(values)), key=lambda i: (values[i], i))
 
 
 class Averages:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .attacks import raises_any_loss
 from .config import TrainConfig
 from .core import UserError
 from .datasets import Distortions, Mixing
@@ -17,12 +18,12 @@ from .objectives import (
     PENALTIES,
     AdversarialOptions,
     Around,
+    EdgeOptions,
     GNPOptions,
     Objective,
     Penalised,
     Penalty,
     PenaltyMode,
-    raises_any_loss,
 )
 from .optimisation import Optimisation
 
@@ -59,6 +60,27 @@ class TrainingOptions:
             tuple(penalty for penalty in penalties if penalty.weight > 0),
             tuple(layer for layer in around if layer.active),
         )
+
+    def check_task(self, task: str) -> None:
+        """Raise UserError for what has no meaning in a task other than to classify images."""
+        if task == "classification":
+            return
+        trades = self.adversary is not None and self.adversary.adversarial == "trades"
+        single = task == "video"  # one class a sample
+        asked = {
+            "--randaugment and --random_erasing": any(vars(self.distortions).values()),
+            "--edge_lamb": any(isinstance(layer, EdgeOptions) for layer in self.layers),
+            "--mixup, --cutmix and --label_smoothing": self.mixing.soft and not single,
+            "--adversarial trades": trades and not single,
+        }
+        for flag, given in asked.items():
+            if given:
+                raise UserError(f"{flag} is for classification, not for {task}: leave it out")
+        if self.adversary and not single and not raises_any_loss(self.adversary.attack()):
+            raise UserError(
+                f"--adversarial {self.adversary.adversarial} looks for another class than an "
+                f"image's own, and in {task} it has many: choose another attack, such as pgd"
+            )
 
     def __post_init__(self) -> None:
         self._check_weights_move_once()

@@ -112,7 +112,7 @@ class Verifier:
         found = attack.find(model, x, y, budget=budget, loss=loss, samples=samples)
         outcome = self._judged(attack, found, samples)
         if not attack.minimum_norm:
-            _check(attack, budget, outcome)
+            check_kept_word(attack, budget, outcome.found.images, outcome.size)
         return outcome
 
     def _judged(self, attack: Attack, found: Perturbed, samples: Samples) -> Attempt:
@@ -137,11 +137,11 @@ class Verifier:
             return self.task.predict(model, x)
 
 
-def _check(attack: Attack, budget: float, outcome: Attempt) -> None:
-    images = outcome.found.images
+def check_kept_word(attack: Attack, budget: float, images: Tensor, sizes: Tensor) -> None:
+    """Raise RuntimeError for images (B,C,H,W) or sizes (B,) that are outside what was allowed."""
     if len(images) == 0:
         return
-    size = float(outcome.size.max())
+    size = float(sizes.max())
     inside = float(images.min()) >= 0 and float(images.max()) <= 1
     if not inside or not size <= budget * (1 + SLACK) + SLACK:
         raise RuntimeError(

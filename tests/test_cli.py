@@ -304,7 +304,7 @@ TRAIN_ERRORS = {
     "unknown data": (["--data_name", "digit"], "unknown data set 'digit': did you mean 'digits'?"),
     "unknown model": (["--model_name", "vgg12"], "unknown model 'vgg12'"),
     "unknown flag": (["--fgr_lambda", "3"], "--fgr_lambda"),
-    "unknown augmentation": (["--augment", "flip"], "unknown augmentation 'flip'"),
+    "unknown augmentation": (["--augment", "flop"], "unknown augmentation 'flop'"),
     "negative lambda": (["--fgr_lamb", "-1"], "--fgr_lamb must be at least 0, not -1"),
     "nan lambda": (["--fgr_lamb", "nan"], "--fgr_lamb: Expected a float. Got value: nan"),
     "no number": (["--epochs", "many"], "--epochs"),

@@ -28,7 +28,7 @@ from attack_stage import quick
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as mean_cross_entropy
 
-from robustbench_gpm.attacks import ATTACKS, Attack
+from robustbench_gpm.attacks import ATTACKS, Attack, raises_any_loss
 from robustbench_gpm.attacks.flow import FlowPGD
 from robustbench_gpm.core import UserError
 from robustbench_gpm.deformation import max_displacement, warp
@@ -40,7 +40,6 @@ from robustbench_gpm.objectives import (
 )
 from robustbench_gpm.objectives.attacked import fresh_samples
 from robustbench_gpm.objectives.awp import WeightPerturbed
-from robustbench_gpm.objectives.trades import RAISE_ANY_LOSS
 from robustbench_gpm.trainer import MixedPrecision
 
 
@@ -133,7 +132,7 @@ def test_any_attack_that_raises_a_loss_can_look_for_the_divergence(name: str) ->
     """Though at the image itself there is no slope to begin with."""
     model, (x, y) = without_draws().eval(), batch()
     attack = quick(ATTACKS[name])
-    assert isinstance(attack, RAISE_ANY_LOSS)
+    assert raises_any_loss(attack)
     budget = 0.5 if attack.threat.name == "flow" else 0.05
     objective = replace(trades(), attack=attack, budget=budget)
     other = attacked(objective, model, x, y)

@@ -13,7 +13,6 @@ from .modes import PenaltyMode
 from .parameter_gradient import GNPOptions
 from .penalised import Penalised
 from .sagm import SAGMOptions
-from .trades import raises_any_loss
 
 PENALTIES: Table[type[Penalty]] = Table(
     "penalty", {p.tag: p for p in (FlowGradient, InputGradient, GPM)}
@@ -40,6 +39,7 @@ __all__ = [
     "AdversarialOptions",
     "AdversarialTraining",
     "Around",
+    "EdgeOptions",
     "FlowGradient",
     "GNPOptions",
     "InputGradient",
@@ -47,5 +47,4 @@ __all__ = [
     "Penalised",
     "Penalty",
     "PenaltyMode",
-    "raises_any_loss",
 ]

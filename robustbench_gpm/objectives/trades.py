@@ -10,19 +10,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from ..attacks import Attack
-from ..attacks.apgd import APGD
-from ..attacks.elastic import Elastic
-from ..attacks.fgsm import FGSM
-from ..attacks.flow import FlowPGD
-from ..attacks.flow_apgd import FlowAPGD
-from ..attacks.flow_vertex import FlowVertex
+from ..attacks import Attack, raises_any_loss
 from ..attacks.geometry import project
-from ..attacks.parametric import FirstOrder
 from ..attacks.pgd import PGD
-from ..attacks.smoothed import SmoothedPGD
-from ..attacks.square import Square
-from ..attacks.stadv import StAdv
 from ..core import Loss, Samples, UserError, frozen
 from .attacked import fresh_samples
 from .base import Objective
@@ -30,12 +20,6 @@ from .rows import FirstNotes, rows_of
 from .weights import Moment
 
 START = 0.001  # standard deviation of the noise that the search for x' sets out with
-
-# Attacks that raise whatever loss they are handed, without a look at the labels themselves.
-RAISE_ANY_LOSS = (
-    *(PGD, APGD, FGSM, SmoothedPGD, Square),
-    *(FlowPGD, FlowAPGD, FlowVertex, StAdv, FirstOrder, Elastic),
-)
 
 
 @dataclass(frozen=True)
@@ -179,11 +163,6 @@ def with_logits(loss: Loss, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Ten
             "another --adversarial, such as pgd"
         )
     return losses, seen[0].to(losses.dtype)
-
-
-def raises_any_loss(attack: Attack) -> bool:
-    """Whether an attack raises whatever loss it is handed, whatever that takes for labels."""
-    return isinstance(attack, RAISE_ANY_LOSS)
 
 
 def check_raises_any_loss(name: str, attack: Attack) -> None:

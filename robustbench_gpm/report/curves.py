@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ..records import AttackColumns, Records
-from ..summary import proportion, robust_accuracy
-from .layout import arrange, kind_of
+from ..summary import Proportion, proportion, robust_accuracy
+from .layout import Attacked, arrange, kind_of
 from .saving import save
 
 # Okabe and Ito (2008), Color Universal Design; the yellow last, as it is faint on white.
@@ -32,25 +32,55 @@ LETTERS = 13  # an inch, of size 9
 TICK_LETTER = 0.09  # inches, of size 10
 
 
+class Drawable(Protocol):
+    """What a figure needs to know of records."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def attacks(self) -> Sequence[Attacked]: ...
+    @property
+    def flags(self) -> Sequence[dict[str, object]]: ...
+
+
+R = TypeVar("R", bound=Drawable)
+Points = Callable[[R, Any], Sequence[Proportion]]  # without an attack, then at each budget
+
+
 class Line(NamedTuple):
     """One model under one attack, and how it is drawn."""
 
-    records: Records
-    attack: AttackColumns
+    points: Sequence[Proportion]
+    attack: Attacked
     label: str
     style: dict[str, Any]
+
+
+def accuracies(records: Records, attack: AttackColumns) -> list[Proportion]:
+    """Clean accuracy, then the robust one at each budget."""
+    return [proportion(records.right), *robust_accuracy(records, attack)]
 
 
 def draw_curves(models: Sequence[Records], folder: Path, name: str = "curve") -> tuple[Path, Path]:
     """Draw robust accuracy (%) against budget into `folder/name.png` and `.pdf`, and return both.
 
-    There is a panel a threat, those of intensity beside those of location, on one scale of
-    accuracy. Colour tells the model, or the attack where there is one model; line and marker tell
-    the attack. A line starts at budget 0 with the clean accuracy, and its band is the 95% interval.
+    See `draw_metric`.
+    """
+    return draw_metric(models, accuracies, "accuracy", folder, name)
+
+
+def draw_metric(
+    models: Sequence[R], points: Points[R], metric: str, folder: Path, name: str = "curve"
+) -> tuple[Path, Path]:
+    """Draw a metric (%) against budget into `folder/name.png` and `.pdf`, and return both.
+
+    There is a panel a threat, those of intensity beside those of location, on one scale. Colour
+    tells the model, or the attack where there is one model; line and marker tell the attack. A line
+    starts at budget 0 with what was measured without an attack, and its band is the 95% interval.
     A box on top names the models whose flags cast doubt on them. The same records give the same
     bytes. Raises UserError where records hold no sample, ValueError where there is no attack.
     """
-    lines = _lines(models)
+    lines = _lines(models, points)
     if not lines:
         raise ValueError("these records hold no attack, so there is no curve to draw")
     places = arrange(line.attack for line in lines)
@@ -65,7 +95,7 @@ def draw_curves(models: Sequence[Records], folder: Path, name: str = "curve") ->
         )
         _draw_panel(panel, threat, [line for line in lines if line.attack.threat == threat])
         if column == min(c for r, c in places.values() if r == row):
-            panel.set_ylabel("accuracy (%)")
+            panel.set_ylabel(f"{metric} (%)")
         else:
             panel.tick_params(labelleft=False)
     _add_legend(figure, lines)
@@ -73,7 +103,7 @@ def draw_curves(models: Sequence[Records], folder: Path, name: str = "curve") ->
     return save(figure, folder / f"{name}.png"), save(figure, folder / f"{name}.pdf")
 
 
-def _lines(models: Sequence[Records]) -> list[Line]:
+def _lines(models: Sequence[R], points: Points[R]) -> list[Line]:
     """One line a model and attack, attack by attack, so that a legend's column is an attack."""
     names = _names(models)
     colours: Sequence[Any] = COLOURS
@@ -89,14 +119,14 @@ def _lines(models: Sequence[Records]) -> list[Line]:
             style = {"color": colour, "linestyle": dashes, "marker": marker}
             label = textwrap.fill(f"{name}, {attack_name}", 60)
             lines += [
-                Line(records, attack, label, style)
+                Line(points(records, attack), attack, label, style)
                 for attack in records.attacks
                 if attack.name == attack_name
             ]
     return lines
 
 
-def _names(models: Sequence[Records]) -> list[str]:
+def _names(models: Sequence[Drawable]) -> list[str]:
     """The models' names; those that share one are numbered."""
     shared, so_far = Counter(records.model for records in models), Counter[str]()
     names = []
@@ -111,8 +141,7 @@ def _draw_panel(panel: Axes, threat: str, lines: list[Line]) -> None:
     unit = lines[0].attack.unit
     factor = 255 if threat == "linf" else 1
     for line in lines:
-        points = [proportion(line.records.right), *robust_accuracy(line.records, line.attack)]
-        middle, low, high = 100 * np.array(points).T
+        middle, low, high = 100 * np.array(line.points).T
         x = factor * np.array((0.0, *line.attack.budgets))
         colour = line.style["color"]
         panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -195,7 +224,7 @@ def _add_legend(figure: Figure, lines: list[Line]) -> None:
     figure.set_size_inches(width, height + size.height / figure.dpi)
 
 
-def _add_doubts(figure: Figure, models: Sequence[Records]) -> None:
+def _add_doubts(figure: Figure, models: Sequence[Drawable]) -> None:
     """Name in a box on top whose results are in doubt, and why; make the figure taller by it."""
     width, height = figure.get_size_inches()
     told = [
@@ -219,7 +248,7 @@ def _add_doubts(figure: Figure, models: Sequence[Records]) -> None:
     figure.set_size_inches(width, height + extent.height / figure.dpi)
 
 
-def _doubts(records: Records) -> str:
+def _doubts(records: Drawable) -> str:
     """The records' flags by name, and the norm and budget they went up at."""
     places: dict[str, list[str]] = {}
     for flag in records.flags:

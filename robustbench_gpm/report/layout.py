@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import product
-
-from ..records import AttackColumns
+from typing import Protocol
 
 INTENSITY = ("linf", "l2", "l1", "l0")
 LOCATION = ("flow", "flow-l2", "tau")
@@ -13,14 +12,27 @@ THREATS = (*INTENSITY, *LOCATION)  # their order; any other comes after
 MOST_COLUMNS = 3
 
 
-def kind_of(attack: AttackColumns) -> str:
+class Attacked(Protocol):
+    """What a line needs to know of an attack."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def threat(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def budgets(self) -> tuple[float, ...]: ...
+
+
+def kind_of(attack: Attacked) -> str:
     """What the attack changes: "intensity", "location" (it moves pixels), or "" if unknown."""
     if attack.threat in INTENSITY or attack.unit == "image units":
         return "intensity"
     return "location" if attack.threat in LOCATION or attack.unit == "pixels" else ""
 
 
-def arrange(attacks: Iterable[AttackColumns]) -> dict[str, tuple[int, int]]:
+def arrange(attacks: Iterable[Attacked]) -> dict[str, tuple[int, int]]:
     """A place (row, column) for each threat, in three columns at most.
 
     Intensity has columns of its own, and so has location to their right, so that what is to be

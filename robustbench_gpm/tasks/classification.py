@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Loss
+from ..datasets import Split
 from ..losses import LOSSES, cross_entropy
+from .base import Task
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """One class index an image; a deformation leaves it as it is."""
 
     name: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
-    labels_move: ClassVar[bool] = False
+    graded: ClassVar[bool] = False
 
     @property
     def loss(self) -> Loss:
@@ -34,3 +36,15 @@ class Classification:
         """Predicted classes (B,) and their softmax probabilities (B,) for images x (B,C,H,W)."""
         confidence, label = model(x).float().softmax(1).max(1)
         return label, confidence
+
+    def validate(
+        self, model: nn.Module, split: Split, device: torch.device, batch_size: int
+    ) -> float:
+        """The share of a split that the model gets right."""
+        model.eval()
+        right = 0
+        for rows in torch.split(torch.arange(len(split)), batch_size):
+            x, y = split.batch(rows)
+            labels, _ = self.predict(model, x.to(device))
+            right += int((labels == y.to(device)).sum())
+        return right / len(split)

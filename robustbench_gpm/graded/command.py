@@ -1,0 +1,72 @@
+"""The part of `evaluate.py` that is of graded tasks: attacks, records, summary, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..config import EvaluateConfig
+from ..core import UserError
+from ..evaluator import Subject
+from ..journal import Journal
+from ..report.curves import draw_metric
+from ..sweep import AttackPlan
+from .evaluator import GradedEvaluator, check_suits
+from .pictures import draw_predictions
+from .records import GradedRecords, write
+from .summary import curve, write_summary
+
+GRADED_BATCH = 16
+
+
+def check_graded(config: EvaluateConfig, plans: Sequence[AttackPlan]) -> None:
+    """Raise UserError for what has no meaning where predictions are graded."""
+    for plan in plans:
+        check_suits(plan)
+    asked = {
+        "--shard": config.shard is not None,
+        "--escalate": config.escalate,
+        "--no_shared_work": config.no_shared_work,
+    }
+    for name, given in asked.items():
+        if given:
+            raise UserError(f"{name} is for tasks with one class a sample: leave it out")
+
+
+def evaluate_graded(
+    config: EvaluateConfig,
+    subject: Subject,
+    plans: Sequence[AttackPlan],
+    device: torch.device,
+    folder: Path,
+    journal: Journal,
+) -> GradedRecords:
+    """Run all attacks on one subject; write and print what was measured."""
+    evaluator = GradedEvaluator(
+        subject,
+        device,
+        batch_size=config.batch_size or GRADED_BATCH,
+        seed=config.seed,
+        examples=config.examples,
+        labels_move=config.labels == "move",
+        show_progress=True,
+    )
+    for plan in plans:
+        evaluator.attack(plan, journal)
+        write(evaluator.records(), folder)  # what is measured is kept
+    measured = evaluator.records()
+    write_summary(measured, folder)
+    draw_graded([measured], folder)
+    draw_predictions(measured, evaluator.pictures, folder)
+    for attack in measured.attacks:
+        points = zip(("clean", *attack.labels), curve(measured, attack), strict=True)
+        told = ", ".join(f"{label}: {100 * value.value:.1f}" for label, value in points)
+        print(f"{measured.model} under {attack.name}, {measured.metric} in %: {told}")
+    return measured
+
+
+def draw_graded(measured: Sequence[GradedRecords], folder: Path) -> None:
+    """Draw the metric against budget."""
+    draw_metric(measured, curve, measured[0].metric, folder)

@@ -1,0 +1,153 @@
+"""What was measured where predictions are graded: one row a sample, in `records.parquet`.
+
+Columns: `index`; for each level L, which is `clean` or `A/<budget>` of an attack A, `L/score` and
+`L/evidence` with `L/shape`, raw little-endian float32 numbers that all metrics are computed from;
+`A/forwards`, `A/backwards`, `A/seconds`; the hashes of weights, data and configuration. What is the
+same in all rows is JSON in the metadata, under the key `robustbench_gpm`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..core import UserError
+from ..files import atomically, writable_folder
+from ..records import HASHES, RECORDS
+from ..tasks.base import Evidence
+
+SCHEMA = "graded 1"
+_KEY = b"robustbench_gpm"
+_SPENT = ("forwards", "backwards", "seconds")
+_DESCRIPTION = ("name", "hyperparameters", "threat", "unit", "budgets", "labels")
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Predictions on N samples at one budget: score (N,) in [0,1], and evidence for the metric."""
+
+    score: NDArray[np.float32]
+    evidence: list[Evidence]
+
+
+@dataclass(frozen=True, eq=False)
+class GradedAttack:
+    """What one attack did: a level for each of its ascending budgets, and what each sample cost.
+
+    At a budget, what counts for a sample is its lowest score at that budget or a smaller one.
+    """
+
+    name: str
+    hyperparameters: str
+    threat: str
+    unit: str
+    budgets: tuple[float, ...]
+    labels: tuple[str, ...]
+    levels: tuple[Level, ...]
+    forwards: NDArray[np.int64]
+    backwards: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class GradedRecords:
+    """All that was measured on one model, N samples long.
+
+    `labels_move` says whether a deformation was judged by labels that moved along with the pixels.
+    """
+
+    model: str
+    task: str
+    metric: str
+    classes: tuple[str, ...]
+    labels_move: bool
+    index: NDArray[np.int64]
+    clean: Level
+    attacks: tuple[GradedAttack, ...]
+    provenance: dict[str, object]
+    flags: tuple[dict[str, object], ...] = ()
+
+    def levels(self) -> Iterator[tuple[str, Level]]:
+        """Every level by its name in the columns."""
+        yield "clean", self.clean
+        for attack in self.attacks:
+            for budget, level in zip(attack.budgets, attack.levels, strict=True):
+                yield f"{attack.name}/{budget:.6g}", level
+
+
+def write(records: GradedRecords, folder: Path) -> None:
+    """Write `folder/records.parquet`; an error leaves what was there. Raises UserError."""
+    about: dict[str, object] = {
+        key: getattr(records, key) for key in ("model", "task", "metric", "classes", "labels_move")
+    }
+    about["attacks"] = [{key: getattr(a, key) for key in _DESCRIPTION} for a in records.attacks]
+    described = {"schema": SCHEMA, **about, "provenance": records.provenance}
+    described["flags"] = records.flags
+    columns: dict[str, Any] = {"index": pa.array(records.index)}
+    for name, level in records.levels():
+        columns[f"{name}/score"] = pa.array(level.score)
+        raw = [np.ascontiguousarray(one, "<f4").tobytes() for one in level.evidence]
+        columns[f"{name}/evidence"] = pa.array(raw, pa.binary())
+        columns[f"{name}/shape"] = pa.array([list(e.shape) for e in level.evidence])
+    for attack in records.attacks:
+        for key in _SPENT:
+            columns[f"{attack.name}/{key}"] = pa.array(getattr(attack, key))
+    for key in HASHES:
+        columns[key] = pa.array([str(records.provenance[key])] * len(records.index))
+    metadata = {_KEY: json.dumps(described, allow_nan=False).encode()}
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    writable_folder(folder, "--out")
+    with atomically(folder / RECORDS) as path:
+        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def read(folder: Path) -> GradedRecords:
+    """The graded records in `folder`; raises UserError if absent, damaged or of another kind."""
+    path = folder / RECORDS
+    if not path.is_file():
+        raise UserError(f"there is no {path}: run evaluate.py with --out {folder} first")
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        about = json.loads(table.schema.metadata[_KEY])
+        if about["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {about['schema']}, not {SCHEMA}")
+        return _assemble(table, about)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
+
+
+def _assemble(table: pa.Table, about: dict[str, Any]) -> GradedRecords:
+    def level(name: str) -> Level:
+        raw, shapes = table[f"{name}/evidence"].to_pylist(), table[f"{name}/shape"].to_pylist()
+        evidence = [
+            np.frombuffer(one, "<f4").reshape(shape) for one, shape in zip(raw, shapes, strict=True)
+        ]
+        return Level(table[f"{name}/score"].to_numpy().copy(), evidence)
+
+    attacks = []
+    for each in about["attacks"]:
+        described = {**each, "budgets": tuple(each["budgets"]), "labels": tuple(each["labels"])}
+        spent = {key: table[f"{each['name']}/{key}"].to_numpy().copy() for key in _SPENT}
+        levels = tuple(level(f"{each['name']}/{budget:.6g}") for budget in each["budgets"])
+        attacks.append(GradedAttack(**described, levels=levels, **spent))
+    return GradedRecords(
+        model=about["model"],
+        task=about["task"],
+        metric=about["metric"],
+        classes=tuple(about["classes"]),
+        labels_move=about["labels_move"],
+        index=table["index"].to_numpy().copy(),
+        clean=level("clean"),
+        attacks=tuple(attacks),
+        provenance=about["provenance"],
+        flags=tuple(about["flags"]),
+    )
