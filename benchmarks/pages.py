@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from robustbench_gpm.files import write_text
@@ -16,3 +17,15 @@ def put_section(page: Path, command: str, text: str, *, title: str) -> Path:
     written = f"{before.rstrip()}\n\n{begin}\n{text.strip()}\n{end}"
     write_text(page, written + (after or "\n"))
     return page
+
+
+def commit() -> str:
+    """What was measured: the short name of the commit that is checked out here."""
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return asked.stdout.strip()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pages import put_section
+from pages import commit, put_section
 from pgd import machine
 
 from robustbench_gpm.checkpoint import CARD, Card, read_card
@@ -148,13 +148,6 @@ def section(
     study: Study, given: argparse.Namespace, measured: dict[int, dict[str, Records]]
 ) -> str:
     """The study's section of docs/results.md."""
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     seeds = " ".join(str(seed) for seed in measured)
     where = "--data_path DIR " if study.recipe else ""
     alone = "; one seed, so the spread over seeds is not known" if len(measured) == 1 else ""
@@ -176,7 +169,7 @@ def section(
         "",
         *(f"- `{name}`: `{' '.join(flags)}`" for name, flags in study.variants.items() if flags),
         "",
-        f"Machine: {machine(pick_device('auto'))}. Commit {asked.stdout.strip()}. "
+        f"Machine: {machine(pick_device('auto'))}. Commit {commit()}. "
         f"Seeds: {', '.join(map(str, measured))}{alone}.",
         "",
         *(over_seeds(study, measured) if len(measured) > 1 else ()),

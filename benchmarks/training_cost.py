@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pages import put_section
+from pages import commit, put_section
 from pgd import machine
 from training_cost_figure import Panel, Row, Spread, figure_of
 from training_cost_steps import (
@@ -182,13 +182,6 @@ def section(
 
     `facts`: the machine that timed, the seeds, epochs and images.
     """
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     text = f"""
         Every objective of the suite on the handwritten digits, by the data set's recipe and, beside
         it, the flags in the table: budgets of {LINF} or {PIXELS} pixels, and weights chosen by hand
@@ -212,8 +205,7 @@ def section(
             asked,
             "```",
             "",
-            f"Machine: {facts['machine']}. Commit {commit.stdout.strip()}. "
-            f"Seeds: {facts['seeds']}.",
+            f"Machine: {facts['machine']}. Commit {commit()}. Seeds: {facts['seeds']}.",
             "",
             f"![Robust accuracy against training cost](images/{IMAGE})",
             "",

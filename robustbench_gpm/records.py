@@ -30,10 +30,10 @@ SCHEMA = 2
 RECORDS, EXAMPLES = "records.parquet", "examples.parquet"
 FOOLED = "{}/fooled/{:.6g}"  # a column, by attack and budget; six digits tell budgets apart
 HASHES = ("weights_hash", "data_hash", "configuration_hash")
-_KEY = b"robustbench_gpm"
+KEY = b"robustbench_gpm"
 _SAMPLE = ("index", "label", "clean_prediction", "clean_confidence")
-_SPENT = ("forwards", "backwards", "seconds")
-_DESCRIPTION = ("name", "hyperparameters", "threat", "unit", "budgets", "labels")
+SPENT = ("forwards", "backwards", "seconds")
+DESCRIPTION = ("name", "hyperparameters", "threat", "unit", "budgets", "labels")
 _PREDICTED = ("clean_prediction", "clean_confidence", "prediction", "confidence")
 _IMAGES = ("clean", "adversarial", "flow")
 _EXAMPLE = ("index", "label", "attack", "budget", *_PREDICTED)
@@ -149,7 +149,7 @@ def write(records: Records, folder: Path) -> None:
 
     Raises UserError if two columns would have the same name, or the folder cannot be written to.
     """
-    metadata = {_KEY: json.dumps(_describe(records), allow_nan=False).encode()}
+    metadata = {KEY: json.dumps(_describe(records), allow_nan=False).encode()}
     tables = (_sample_table(records), _example_table(records))
     writable_folder(folder, "--out")
     # Both are complete before either takes its place.
@@ -160,7 +160,7 @@ def write(records: Records, folder: Path) -> None:
 
 
 def _describe(records: Records) -> dict[str, object]:
-    attacks = [{key: getattr(a, key) for key in _DESCRIPTION} for a in records.attacks]
+    attacks = [{key: getattr(a, key) for key in DESCRIPTION} for a in records.attacks]
     about = {"model": records.model, "classes": records.classes, "attacks": attacks}
     return {"schema": SCHEMA, **about, "provenance": records.provenance, "flags": records.flags}
 
@@ -173,7 +173,7 @@ def _sample_table(records: Records) -> pa.Table:
         smallest = pa.array(attack.smallest_budget, from_pandas=True)  # nan becomes null
         columns.append((f"{attack.name}/smallest_budget", smallest))
         columns.append((f"{attack.name}/broken_by", pa.array(attack.broken_by, pa.string())))
-        columns += [(f"{attack.name}/{key}", pa.array(getattr(attack, key))) for key in _SPENT]
+        columns += [(f"{attack.name}/{key}", pa.array(getattr(attack, key))) for key in SPENT]
     everywhere = pa.array(np.zeros(len(records.index), np.int32))
     for key in HASHES:
         value = pa.array([str(records.provenance[key])])
@@ -220,7 +220,7 @@ def _load(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-        described = json.loads(table.schema.metadata[_KEY])
+        described = json.loads(table.schema.metadata[KEY])
         schema = described["schema"]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         message = f"{path} is damaged or holds no records of this project: evaluate again"
@@ -236,9 +236,9 @@ def _load(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 def _assemble(samples: pa.Table, examples: pa.Table, described: dict[str, Any]) -> Records:
     attacks = []
     for about in described["attacks"]:
-        columns: dict[str, Any] = {key: about[key] for key in _DESCRIPTION}
+        columns: dict[str, Any] = {key: about[key] for key in DESCRIPTION}
         columns |= {key: tuple(about[key]) for key in ("budgets", "labels")}
-        for key in ("smallest_budget", *_SPENT):
+        for key in ("smallest_budget", *SPENT):
             columns[key] = samples[f"{about['name']}/{key}"].to_numpy().copy()
         columns["broken_by"] = samples[f"{about['name']}/broken_by"].to_pylist()
         attacks.append(AttackColumns(**columns))

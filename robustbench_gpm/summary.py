@@ -14,10 +14,9 @@ from scipy.stats import binomtest
 
 from .core import UserError
 from .files import writable_folder, write_text
-from .records import AttackColumns, Records
+from .records import SPENT, AttackColumns, Records
 
 SUMMARY = "summary.json"
-_SPENT = ("forwards", "backwards", "seconds")
 
 
 class Proportion(NamedTuple):
@@ -87,12 +86,17 @@ class Costly(Protocol):
 
 def cost_of(attacks: Sequence[Costly]) -> dict[str, object]:
     """What all samples cost under these attacks."""
-    return {key: sum(getattr(attack, key).sum().item() for attack in attacks) for key in _SPENT}
+    return {key: sum(getattr(attack, key).sum().item() for attack in attacks) for key in SPENT}
 
 
 def write_summary(records: Records, folder: Path) -> Path:
     """Write `folder/summary.json` and return its path."""
-    text = json.dumps(summarise(records), indent=2, ensure_ascii=False, allow_nan=False)
+    return write_numbers(summarise(records), folder)
+
+
+def write_numbers(summary: dict[str, object], folder: Path) -> Path:
+    """Write what a summary says to `folder/summary.json` and return its path."""
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
     path = writable_folder(folder, "--out") / SUMMARY
     write_text(path, text + "\n")
     return path

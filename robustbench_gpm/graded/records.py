@@ -21,13 +21,10 @@ from numpy.typing import NDArray
 
 from ..core import UserError
 from ..files import atomically, writable_folder
-from ..records import HASHES, RECORDS
+from ..records import DESCRIPTION, HASHES, KEY, RECORDS, SPENT
 from ..tasks.base import Evidence
 
 SCHEMA = "graded 1"
-_KEY = b"robustbench_gpm"
-_SPENT = ("forwards", "backwards", "seconds")
-_DESCRIPTION = ("name", "hyperparameters", "threat", "unit", "budgets", "labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +85,7 @@ def write(records: GradedRecords, folder: Path) -> None:
     about: dict[str, object] = {
         key: getattr(records, key) for key in ("model", "task", "metric", "classes", "labels_move")
     }
-    about["attacks"] = [{key: getattr(a, key) for key in _DESCRIPTION} for a in records.attacks]
+    about["attacks"] = [{key: getattr(a, key) for key in DESCRIPTION} for a in records.attacks]
     described = {"schema": SCHEMA, **about, "provenance": records.provenance}
     described["flags"] = records.flags
     columns: dict[str, Any] = {"index": pa.array(records.index)}
@@ -98,11 +95,11 @@ def write(records: GradedRecords, folder: Path) -> None:
         columns[f"{name}/evidence"] = pa.array(raw, pa.binary())
         columns[f"{name}/shape"] = pa.array([list(e.shape) for e in level.evidence])
     for attack in records.attacks:
-        for key in _SPENT:
+        for key in SPENT:
             columns[f"{attack.name}/{key}"] = pa.array(getattr(attack, key))
     for key in HASHES:
         columns[key] = pa.array([str(records.provenance[key])] * len(records.index))
-    metadata = {_KEY: json.dumps(described, allow_nan=False).encode()}
+    metadata = {KEY: json.dumps(described, allow_nan=False).encode()}
     table = pa.table(columns).replace_schema_metadata(metadata)
     writable_folder(folder, "--out")
     with atomically(folder / RECORDS) as path:
@@ -117,7 +114,7 @@ def read(folder: Path) -> GradedRecords:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-        about = json.loads(table.schema.metadata[_KEY])
+        about = json.loads(table.schema.metadata[KEY])
         if about["schema"] != SCHEMA:
             raise ValueError(f"its schema is {about['schema']}, not {SCHEMA}")
         return _assemble(table, about)
@@ -136,7 +133,7 @@ def _assemble(table: pa.Table, about: dict[str, Any]) -> GradedRecords:
     attacks = []
     for each in about["attacks"]:
         described = {**each, "budgets": tuple(each["budgets"]), "labels": tuple(each["labels"])}
-        spent = {key: table[f"{each['name']}/{key}"].to_numpy().copy() for key in _SPENT}
+        spent = {key: table[f"{each['name']}/{key}"].to_numpy().copy() for key in SPENT}
         levels = tuple(level(f"{each['name']}/{budget:.6g}") for budget in each["budgets"])
         attacks.append(GradedAttack(**described, levels=levels, **spent))
     return GradedRecords(

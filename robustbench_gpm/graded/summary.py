@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from ..files import writable_folder, write_text
-from ..summary import SUMMARY, Proportion, cost_of
+from ..summary import Proportion, cost_of, write_numbers
 from ..tasks import TASKS
 from ..tasks.base import GradedTask
 from .records import GradedAttack, GradedRecords, Level
@@ -88,7 +86,4 @@ def _details(records: GradedRecords, level: Level) -> dict[str, float]:
 
 def write_summary(records: GradedRecords, folder: Path) -> Path:
     """Write `folder/summary.json` and return its path."""
-    text = json.dumps(summarise(records), indent=2, ensure_ascii=False, allow_nan=False)
-    path = writable_folder(folder, "--out") / SUMMARY
-    write_text(path, text + "\n")
-    return path
+    return write_numbers(summarise(records), folder)
