@@ -16,6 +16,10 @@ from .base import Penalty
 from .weights import Gradients, Moment, accumulate, add_to_grad, filled
 
 Weighted = tuple[Penalty, float]
+NO_SECOND = (
+    "a layer of the model has no second derivative, which exact penalties need: train with "
+    "--penalty_mode finite_difference"
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,12 @@ def _gradients(
         return {}
 
     def fill() -> None:
-        scalar.backward(retain_graph=retain_graph, inputs=wanted)  # type: ignore[no-untyped-call]
+        try:
+            scalar.backward(retain_graph=retain_graph, inputs=wanted)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # torch has no formula, as for hard sigmoids
+            if "derivative for" not in str(error) or "_scaled_dot_product" in str(error):
+                raise
+            raise UserError(NO_SECOND) from error
 
     return filled(wanted, fill)[0]
 
@@ -175,16 +184,12 @@ def _check_twice_differentiable(gradient: Tensor) -> None:
 
     Where a layer's backward pass is marked `once_differentiable`, the graph ends in an error that
     autograd never meets on its way to the weights: what lies behind would be missing in silence.
-    Where torch itself has no formula, as for hard sigmoids, it ends in one that says so.
     """
     nodes, seen = [gradient.grad_fn], {gradient.grad_fn}
     while nodes:
         node = nodes.pop()
-        if node is not None and type(node).__name__ in ("Error", "NotImplemented"):
-            raise UserError(
-                "a layer of the model has no second derivative, which exact penalties need: train "
-                "with --penalty_mode finite_difference"
-            )
+        if node is not None and type(node).__name__ == "Error":
+            raise UserError(NO_SECOND)
         following = {n for n, _ in node.next_functions} - seen if node is not None else set()
         seen |= following
         nodes += following
