@@ -10,7 +10,7 @@ import torch
 
 from . import records
 from .config import EvaluateConfig
-from .core import pick_device, seed_everything
+from .core import UserError, pick_device, seed_everything
 from .evaluator import Evaluator, Subject
 from .files import free_folder, try_folder
 from .flags import Parser, build, build_parser, parse
@@ -40,6 +40,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     seed_everything(config.seed)
     try_folder(config.out or RESULTS, "--out")
     subjects = subjects_of(config, values)
+    _check_task(config, subjects)
     height, width = subjects[0].split.images.shape[-2:]
     plans = [each.plan(height, width, subjects[0].split.frames) for each in asked]
     size = config.batch_size or (GRADED_BATCH if subjects[0].task.graded else USUAL_BATCH)
@@ -69,6 +70,17 @@ def run(arguments: Sequence[str], prog: str) -> None:
         journal.close()
     print(f"results: {folder}")
     print(f"figure: {folder / 'curve.png'}")
+
+
+def _check_task(config: EvaluateConfig, subjects: Sequence[Subject]) -> None:
+    """Raise UserError for what has no meaning for these subjects together."""
+    names = list(dict.fromkeys(subject.task.name for subject in subjects))
+    if len(names) > 1:
+        raise UserError(
+            f"the checkpoints are for {' and '.join(names)}: evaluate those of one task at a time"
+        )
+    if config.labels == "move" and names[0] not in ("segmentation", "detection"):
+        raise UserError(f"--labels move is for masks and boxes, not for {names[0]}: leave it out")
 
 
 def _evaluated(

@@ -78,6 +78,21 @@ def test_what_a_task_has_no_use_for_is_told(
     assert error.startswith("main.py: ")
 
 
+def test_labels_of_classes_cannot_move_and_tasks_are_not_mixed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for task in ("classification", "segmentation"):
+        assert cli.train(["--task", task, *QUICK, "--out", task]) == 0
+    for flags, words in (
+        (["classification", "--labels", "move"], "is for masks and boxes"),
+        (["classification", "segmentation"], "one task at a time"),
+    ):
+        capsys.readouterr()
+        assert cli.evaluate(["--limit", "4", "--attack", "pgd", "--checkpoint", *flags]) == 2
+        assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
