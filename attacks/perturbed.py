@@ -43,13 +43,17 @@ class Perturbed:
 
     def put(self, where: Tensor, other: Perturbed) -> None:
         """Take over the other's rows for the samples that `where` (a mask or positions) picks."""
-        if self.flow.shape[1] < other.flow.shape[1]:  # of a clip, a flow for every frame
-            self.flow = self.flow.repeat(1, other.flow.shape[1] // self.flow.shape[1], 1, 1)
-        for field in fields(self):
-            theirs = getattr(other, field.name)
-            ours = getattr(self, field.name)
-            ours[where] = theirs.repeat(1, ours.shape[1] // theirs.shape[1], 1, 1)
+        channels = max(self.flow.shape[1], other.flow.shape[1])
+        self.flow = _widened(self.flow, channels)
+        self.flow[where] = _widened(other.flow, channels)
+        self.images[where], self.change[where] = other.images, other.change
 
     def select(self, where: Tensor) -> Perturbed:
         """The rows that `where` picks."""
         return Perturbed(*(getattr(self, field.name)[where] for field in fields(self)))
+
+
+def _widened(flow: Tensor, channels: int) -> Tensor:
+    """A flow of all frames of a clip (B,2,H,W) as one for every frame; the same where it is."""
+    frames = channels // flow.shape[1]
+    return flow if frames == 1 else flow.repeat(1, frames, 1, 1)

@@ -35,8 +35,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     config = build(EvaluateConfig, values)
     asked = asked_for(config)
     device = pick_device(config.device)
-    if config.shard is not None:
-        Shard.parse(config.shard)
+    shard = None if config.shard is None else Shard.parse(config.shard)
     seed_everything(config.seed)
     try_folder(config.out or RESULTS, "--out")
     subjects = subjects_of(config, values)
@@ -53,16 +52,16 @@ def run(arguments: Sequence[str], prog: str) -> None:
             print(f"going on with the evaluation in {journal.folder.parent}")
     if subjects[0].task.graded:
         check_graded(config, plans)
-        draw_graded(
-            [
-                evaluate_graded(config, s, plans, device, own[s.name], journals[s.name])
-                for s in subjects
-            ],
-            folder,
-        )
+        graded = [
+            evaluate_graded(config, s, plans, device, own[s.name], journals[s.name], size)
+            for s in subjects
+        ]
+        if len(subjects) > 1:
+            draw_graded(graded, folder)
     else:
         measured = [
-            _evaluated(config, s, plans, device, own[s.name], journals[s.name]) for s in subjects
+            _evaluated(config, s, plans, device, own[s.name], journals[s.name], size, shard)
+            for s in subjects
         ]
         if len(subjects) > 1:
             draw_curves(measured, folder)
@@ -90,16 +89,18 @@ def _evaluated(
     device: torch.device,
     folder: Path,
     journal: Journal,
+    batch_size: int,
+    shard: Shard | None,
 ) -> Records:
     """Run all attacks on one subject; write and print what was measured."""
     evaluator = Evaluator(
         subject,
         device,
-        batch_size=config.batch_size or USUAL_BATCH,
+        batch_size=batch_size,
         seed=config.seed,
         examples=config.examples,
         shared=not config.no_shared_work,
-        shard=None if config.shard is None else Shard.parse(config.shard),
+        shard=shard,
         checks=not config.no_checks,
         escalate=config.escalate,
         show_progress=True,

@@ -42,12 +42,13 @@ def evaluate_graded(
     device: torch.device,
     folder: Path,
     journal: Journal,
+    batch_size: int,
 ) -> GradedRecords:
     """Run all attacks on one subject; write and print what was measured."""
     evaluator = GradedEvaluator(
         subject,
         device,
-        batch_size=config.batch_size or GRADED_BATCH,
+        batch_size=batch_size,
         seed=config.seed,
         examples=config.examples,
         labels_move=config.labels == "move",

@@ -166,7 +166,7 @@ class GradedEvaluator:
         """The mean score so far at the smallest and the largest budget."""
         told = []
         for place in sorted({0, len(plan.budgets) - 1}):
-            score = join([outcome.levels[place] for outcome in outcomes]).score.mean()
+            score = np.concatenate([outcome.levels[place].score for outcome in outcomes]).mean()
             told.append(f"{plan.attack.threat.label(plan.budgets[place])}: {score:.3f}")
         return f"score {', '.join(told)}"
 
