@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from . import digits
-from .base import DataSpec, LoadOptions, Recipe, Split, SplitName
+from .base import LoadOptions, Split, SplitName
 from .shuffle import scramble
 
 FRAMES, SIDE, BRIGHTEST = 6, 20, 255
@@ -71,20 +73,12 @@ def _noise(index: Tensor) -> Numbers:
     return noise.reshape(-1, FRAMES, SIDE, SIDE)
 
 
-MOVING_DIGITS = DataSpec(
+MOVING_DIGITS = replace(
+    digits.DIGITS,
     name="moving_digits",
     task="video",
     default_model="clip_cnn",
-    recipe=Recipe(
-        epochs=10,
-        batch_size=64,
-        lr=0.05,
-        weight_decay=5e-4,
-        momentum=0.9,
-        schedule="cosine",
-        milestones=(),
-        augment="shift",
-    ),
+    recipe=replace(digits.DIGITS.recipe, epochs=10),
     mean=(0.0778,),
     std=(0.1861,),
     load=load,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from ..core import UserError
-from .base import DataSpec, LoadOptions, Split, SplitName
+from .base import LoadOptions, Split, SplitName
 from .clip_decode import load_clips
 from .clip_files import Clip, ClipListing, file_at
-from .clips import DEFAULT_FRAMES, DEFAULT_SIZE, MEAN, RECIPE, STD
+from .clips import CLIPS, DEFAULT_FRAMES, DEFAULT_SIZE
 from .folders import ImageFile, data_root
 from .shuffle import hold_out
 
@@ -130,12 +131,4 @@ def _names(root: Path) -> tuple[str, ...]:
         ) from None
 
 
-CHOLECT45 = DataSpec(
-    name="cholect45",
-    task="multilabel",
-    default_model="r3d_18",
-    recipe=RECIPE,
-    mean=MEAN,
-    std=STD,
-    load=load,
-)
+CHOLECT45 = replace(CLIPS, name="cholect45", task="multilabel", load=load)
