@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from robustbench_gpm.core import UserError
-from robustbench_gpm.datasets import LoadOptions, Split, boxes, coco, voc
-from robustbench_gpm.datasets.boxes import Box, Canvas, checked, common_canvas
+from robustbench_gpm.datasets import LoadOptions, Split, boxes, canvas, coco, voc
+from robustbench_gpm.datasets.boxes import Box, checked
 
 Boxes = list[tuple[str, tuple[float, float, float, float]]]
 CELL: Boxes = [("cell", (3, 2, 8, 10))]  # of VOC's pixels; edges 2, 1, 8, 10
@@ -111,8 +109,8 @@ def test_images_of_other_shapes_are_letterboxed(root: Path) -> None:
     assert train.images.shape == (2, 3, 20, 20)
     assert rows(train, 1) == [[7.5 - 0.5, 0, 12, 20, 1]]
     assert (train.images[1, :, :, 7:12] == 255).all()
-    assert (train.images[1, :, :, :7] == boxes.GREY).all()
-    assert (train.images[1, :, :, 12:] == boxes.GREY).all()
+    assert (train.images[1, :, :, :7] == canvas.GREY).all()
+    assert (train.images[1, :, :, 12:] == canvas.GREY).all()
     assert load(root).images.shape == (2, 3, 40, 40)  # by default the longest side
 
 
@@ -120,39 +118,6 @@ def test_difficult_objects_are_told_apart_and_are_no_targets(root: Path) -> None
     annotated(root, "a", [*CELL, ("body", (1, 1, 16, 12))], difficult=1)
     annotated(root, "b", [("cell", (5, 5, 6, 6)), ("body", (1, 1, 2, 2))])
     assert [row[4] for row in rows(load(root), 0)] == [-3, -2]
-
-
-@settings(deadline=None)
-@given(
-    width=st.integers(1, 300),
-    height=st.integers(1, 300),
-    side=st.integers(1, 300),
-    edges=st.tuples(*[st.floats(0, 1)] * 4),
-)
-def test_a_placed_box_covers_the_same_share_of_its_image(
-    width: int, height: int, side: int, edges: tuple[float, ...]
-) -> None:
-    for canvas in (Canvas(side, side, True), Canvas(side, max(1, side // 2), False)):
-        left, top, wide, high = canvas.placed(width, height)
-        assert left >= 0
-        assert left + wide <= canvas.width
-        assert top >= 0
-        assert top + high <= canvas.height
-        if canvas.boxed:
-            assert max(wide, high) == side
-            assert abs(wide * height - high * width) <= max(width, height)  # the same shape
-        image = boxes.BoxedImage(Path(), width, height, (), Path())
-        x1, y1, x2, y2 = edges
-        box = Box(x1 * width, y1 * height, x2 * width, y2 * height, "cell")
-        placed = boxes._on_canvas(box, image, canvas, ("cell",))
-        expected = (left + x1 * wide, top + y1 * high, left + x2 * wide, top + y2 * high, 0)
-        assert placed == pytest.approx(expected)
-
-
-def test_images_alike_but_for_rounding_share_a_shape() -> None:
-    assert common_canvas([(640, 480), (320, 240)], None, Path()) == (480, 640, False)
-    assert common_canvas([(500, 375), (1001, 750)], 75, Path()) == (75, 100, False)
-    assert common_canvas([(500, 375), (375, 500)], None, Path()) == (500, 500, True)
 
 
 def test_without_val_or_with_trainval_validation_is_held_out(root: Path) -> None:
@@ -244,12 +209,6 @@ def test_a_box_may_leave_its_image_by_a_pixel_and_is_cut() -> None:
     assert box == Box(0, 0, 16, 12, "cell")
     with pytest.raises(UserError, match="outside"):
         checked(Box(16.2, 0, 16.9, 12, "cell"), 16, 12, Path("a"))
-
-
-def test_large_images_want_a_size() -> None:
-    with pytest.raises(UserError, match="--image_size"):
-        common_canvas([(2000, 1000)], None, Path())
-    assert common_canvas([(2000, 1000)], 100, Path()) == (100, 200, False)
 
 
 @pytest.mark.parametrize("place", [None, "nowhere"])

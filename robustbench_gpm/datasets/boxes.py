@@ -10,18 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..core import UserError
 from .base import LoadOptions, Split, SplitName
 from .cache import ensure, mapped
+from .canvas import Canvas, common_canvas
 from .decode import Pixels, decoded, open_rgb
 from .shuffle import hold_out
 
 FORMAT = 1  # raise it when the same files would decode to other bytes
-LARGEST_NATIVE = 1024  # pixels; larger images are brought to a canvas only when its size is given
-GREY = 128  # what a letterbox is filled up with
 TOLERANCE = 1.0  # pixels by which a box may leave its image, and is cut
 
 
@@ -48,42 +46,6 @@ class BoxedImage:
 
 
 Parts = dict[SplitName, tuple[BoxedImage, ...]]
-
-
-class Canvas(NamedTuple):
-    """The one shape (height, width) of a data set; `boxed`: images keep their shape inside it."""
-
-    height: int
-    width: int
-    boxed: bool
-
-    def placed(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Where an image of this size goes: left, top, width and height on the canvas."""
-        if not self.boxed:
-            return 0, 0, self.width, self.height
-        scale = self.height / max(width, height)
-        wide, high = (max(1, round(side * scale)) for side in (width, height))
-        return (self.width - wide) // 2, (self.height - high) // 2, wide, high
-
-
-def common_canvas(sizes: Sequence[tuple[int, int]], height: int | None, root: Path) -> Canvas:
-    """The canvas of images of these sizes (width, height).
-
-    Where all come to the same width at `height` pixels, that is it; otherwise it is a square of
-    that side, which the longer side of an image fills. Without a `height`, that of the highest
-    image, or the longest side. Raises UserError where that would be more than 1024 pixels.
-    """
-    native, longest = max(h for _, h in sizes), max(max(size) for size in sizes)
-    widths = {max(1, round(w * (height or native) / h)) for w, h in sizes}
-    alike = len(widths) == 1
-    side = height or (native if alike else longest)
-    canvas = Canvas(side, widths.pop(), False) if alike else Canvas(side, side, True)
-    if height is None and max(canvas.height, canvas.width) > LARGEST_NATIVE:
-        raise UserError(
-            f"the images of {root} have up to {longest} pixels a side: say with --image_size how "
-            f"many pixels high to make them"
-        )
-    return canvas
 
 
 def checked(box: Box, width: int, height: int, source: Path) -> Box:
@@ -119,7 +81,7 @@ def load_boxes(
     every = [image for part in parts.values() for image in part]
     if not every:
         raise UserError(f"{root} lists no images: fill its lists of images")
-    canvas = common_canvas([(i.width, i.height) for i in every], options.image_size, root)
+    canvas = common_canvas([(i.height, i.width) for i in every], options.image_size)
     rows = max(1, *(len(image.boxes) for image in every))
     images, index = _chosen(parts, split, options.validation_share)
     labels = torch.full((len(images), rows, 5), -1.0)
@@ -150,7 +112,7 @@ def _chosen(parts: Parts, split: SplitName, share: float) -> tuple[list[BoxedIma
 def _on_canvas(
     box: Box, image: BoxedImage, canvas: Canvas, classes: tuple[str, ...]
 ) -> tuple[float, float, float, float, float]:
-    left, top, width, height = canvas.placed(image.width, image.height)
+    top, left, height, width = canvas.place(image.height, image.width)
     across, down = width / image.width, height / image.height
     number = classes.index(box.name)
     return (
@@ -163,7 +125,7 @@ def _on_canvas(
 
 
 def _name(images: Sequence[BoxedImage], root: Path, split: SplitName, canvas: Canvas) -> str:
-    digest = hashlib.sha256(repr((FORMAT, str(root), split, *canvas)).encode())
+    digest = hashlib.sha256(repr((FORMAT, str(root), split, canvas)).encode())
     for image in images:
         try:
             state = image.path.stat()
@@ -185,9 +147,4 @@ def _painted(image: BoxedImage, canvas: Canvas) -> Pixels:
             f"{image.source} says that {image.path.name} is {image.width}x{image.height}, and it "
             f"is {rgb.width}x{rgb.height}: mend the annotation or the image"
         )
-    left, top, width, height = canvas.placed(image.width, image.height)
-    if (width, height) != rgb.size:
-        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-    painted = np.full((3, canvas.height, canvas.width), GREY, dtype=np.uint8)
-    painted[:, top : top + height, left : left + width] = np.asarray(rgb).transpose(2, 0, 1)
-    return painted
+    return canvas.photograph(rgb)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,37 +10,10 @@ from PIL import Image
 
 from ..core import UserError
 from ..masks import VOID
+from .canvas import Canvas
 from .decode import Pixels, open_rgb, opened
 
-T = TypeVar("T")
-
 INDEXED = ("1", "L", "P")  # modes of images whose numbers are what a mask file says
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """Height and width in pixels; with `letterbox` images keep their shape and are centred."""
-
-    height: int
-    width: int
-    letterbox: bool
-
-    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Where an image of that size goes: top, left, and its height and width there."""
-        if not self.letterbox:
-            return 0, 0, self.height, self.width
-        scale = min(self.height / height, self.width / width)
-        tall = min(self.height, max(1, round(height * scale)))
-        wide = min(self.width, max(1, round(width * scale)))
-        return (self.height - tall) // 2, (self.width - wide) // 2, tall, wide
-
-    def placed(self, image: Image.Image, how: Image.Resampling, beyond: int) -> Pixels:
-        """The image on the canvas, (H,W) or (H,W,3), with `beyond` around it."""
-        top, left, tall, wide = self.box(image.height, image.width)
-        pixels = np.asarray(image.resize((wide, tall), how), dtype=np.uint8)
-        whole = np.full((self.height, self.width, *pixels.shape[2:]), beyond, dtype=np.uint8)
-        whole[top : top + tall, left : left + wide] = pixels
-        return whole
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -52,12 +23,11 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def image_on(canvas: Canvas, path: Path) -> Pixels:
-    """An image file on the canvas, uint8 (3,H,W), RGB; resized bilinearly, antialiased.
+    """An image file on the canvas, uint8 (3,H,W), RGB.
 
     Raises UserError naming a file that cannot be read, or has more than 8 bits a channel.
     """
-    placed = canvas.placed(open_rgb(path), Image.Resampling.BILINEAR, 0)
-    return np.ascontiguousarray(placed.transpose(2, 0, 1))
+    return canvas.photograph(open_rgb(path))
 
 
 def mask_on(canvas: Canvas, image: Path, mask: Path, lookup: npt.NDArray[np.int16]) -> Pixels:
@@ -87,7 +57,7 @@ def mask_on(canvas: Canvas, image: Path, mask: Path, lookup: npt.NDArray[np.int1
             f"this data set: mend it, or mark these pixels {VOID} for void"
         )
     as_image = Image.fromarray(classes.astype(np.uint8))
-    return canvas.placed(as_image, Image.Resampling.NEAREST, VOID)
+    return canvas.painted(as_image, Image.Resampling.NEAREST, VOID)
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -1,8 +1,6 @@
 """Images with masks: pairs of files on one canvas, decoded once.
 
-All images of a data set, of every split, come on one canvas, so that they stack. Where all have the
-same aspect ratio it has that too, and the height asked for; otherwise it is a square, in which each
-image is as large as it can be, in the middle, with black around it and void around its mask.
+All images of a data set, of every split, come on one canvas; around masks on it is void.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from ..core import UserError
 from ..masks import VOID
 from .base import LoadOptions, Split, SplitName
 from .cache import ensure, mapped
+from .canvas import Canvas, common_canvas
 from .decode import Pixels, decoded
 from .folders import ImageFile
-from .mask_files import Canvas, image_on, mask_on, size_of
+from .mask_files import image_on, mask_on, size_of
 
-FORMAT = 1  # raise it when the same files would decode to other bytes
-DEFAULT_SIDE = 512  # of the square that images of many shapes are put in
+FORMAT = 2  # raise it when the same files would decode to other bytes
 SIZES_BYTES = 8  # of a height and a width as int32
 
 
@@ -62,9 +60,9 @@ class MaskSource:
 def load_masks(source: MaskSource, split: SplitName, options: LoadOptions) -> Split:
     """A split as images (N,3,H,W) and masks (N,H,W), memory-mapped from the cache.
 
-    `options.image_size` is the canvas's height; by default the least of all images, and 512 where
-    the canvas is a square. Raises UserError naming the file for an image or a mask that cannot be
-    read, a mask of another size than its image, and a number in a mask that `codes` does not know.
+    `options.image_size` is the canvas's height, see `common_canvas`. Raises UserError naming the
+    file for an image or a mask that cannot be read, a mask of another size than its image, and a
+    number in a mask that `codes` does not know.
     """
     if split not in source.pairs:
         have = ", ".join(source.pairs)
@@ -110,22 +108,7 @@ def _canvas(source: MaskSource, options: LoadOptions) -> Canvas:
     title = f"{source.root.name} sizes"
     ensure(place, shape, decoded(lambda p: _as_bytes(_paths(p)[0]), pairs, title))
     sizes = mapped(place, shape).numpy().view(np.int32)
-    return choose_canvas(sizes, options.image_size)
-
-
-def choose_canvas(sizes: npt.NDArray[np.int32], height: int | None) -> Canvas:
-    """The canvas for images of these heights and widths (N,2), of `height` if that is given.
-
-    Aspect ratios are the same if each width is, to the pixel that rounding may take, what follows
-    from the tallest image's.
-    """
-    tallest, its_width = sizes[sizes[:, 0].argmax()].tolist()
-    ratio = its_width / tallest
-    if bool((np.abs(sizes[:, 1] - ratio * sizes[:, 0]) <= 1).all()):
-        height = height or int(sizes[:, 0].min())
-        return Canvas(height, max(1, round(height * ratio)), letterbox=False)
-    side = height or DEFAULT_SIDE
-    return Canvas(side, side, letterbox=True)
+    return common_canvas(sizes, options.image_size)
 
 
 def _as_bytes(path: Path) -> npt.NDArray[np.uint8]:
