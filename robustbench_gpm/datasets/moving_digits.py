@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import digits
 from .base import LoadOptions, Split, SplitName
-from .shuffle import scramble
+from .shuffle import MOVE, scramble
 
 FRAMES, SIDE, BRIGHTEST = 6, 20, 255
 NOISE = 16  # levels of noise, of 256
@@ -26,7 +26,6 @@ DIRECTIONS = {  # (right, down)
     "up": (0, -1),
     "up_right": (1, -1),
 }
-MOVE = 101  # what the hashes are for, see shuffle.py
 DIRECTION, SPEED, COLUMN, ROW, GRAIN = range(5)
 
 Numbers = npt.NDArray[np.int64]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 # What a hash is for; two uses of the same places must not share an order.
 HOLD_OUT, LIMIT, EPOCH, AUGMENT, MIX = range(5)
-SCENE = 101
+SCENE, MOVE = 101, 102  # of what is drawn, not of its order
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
