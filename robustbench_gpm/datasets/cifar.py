@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from ..core import UserError
 from .base import DataSpec, LoadOptions, Recipe, Split, SplitName
 from .cache import load_listing
-from .folders import has_splits, list_split
+from .folders import has_splits, images_of, list_split
 from .shuffle import hold_out
 
 SIDE = 32
@@ -44,7 +44,7 @@ def load(name: str, options: LoadOptions, split: SplitName) -> Split:
 
 
 def _from_folders(name: str, root: Path, options: LoadOptions, split: SplitName) -> Split:
-    listing = list_split(root, split, options.validation_share)
+    listing = list_split(root, split, options.validation_share, images_of)
     if len(listing.classes) != CLASSES[name]:
         raise UserError(
             f"{root} has {len(listing.classes)} class folders where {name} has {CLASSES[name]}: "

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +17,7 @@ from torch import Tensor
 from ..core import UserError
 from .base import SplitName
 from .folders import SUFFIXES as IMAGES
-from .folders import (
-    TEST_SHARE,
-    ImageFile,
-    agreed_classes,
-    class_names,
-    has_splits,
-    scanned,
-    split_folders,
-)
+from .folders import ImageFile, class_names, list_split, scanned
 from .shuffle import hold_out
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -72,23 +65,7 @@ def list_clips(root: Path, split: SplitName, share: float, frames: int) -> ClipL
     """
     if (root / UCF_VIDEOS).is_dir() and (root / UCF_LISTS).is_dir():
         return _ucf101(root, split, share)
-    if not has_splits(root):
-        whole = _scan(root, class_names(root), frames)
-        test = hold_out(whole.labels, TEST_SHARE)
-        if split == "test":
-            return whole.select(test)
-        return _part(whole.select(~test), split, share)
-    folders = split_folders(root)
-    classes = agreed_classes(folders.values())
-    if split in folders and (split != "train" or "validation" in folders):
-        return _scan(folders[split], classes, frames)
-    if split == "test" or "train" not in folders:
-        missing = "test" if split == "test" else "train"
-        raise UserError(
-            f"{root} has no {missing} folder beside {', '.join(sorted(folders))}: add it, or give "
-            f"a --data_path that holds class folders alone to have it split"
-        )
-    return _part(_scan(folders["train"], classes, frames), split, share)
+    return list_split(root, split, share, partial(_scan, frames=frames))
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -104,12 +81,7 @@ def too_short(path: str, count: int, frames: int) -> UserError:
     )
 
 
-def _part(listing: ClipListing, split: SplitName, share: float) -> ClipListing:
-    held = hold_out(listing.labels, share)
-    return listing.select(held if split == "validation" else ~held)
-
-
-def _scan(folder: Path, classes: Sequence[str], frames: int) -> ClipListing:
+def _scan(folder: Path, classes: tuple[str, ...], frames: int) -> ClipListing:
     clips: list[Clip] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -117,7 +89,7 @@ def _scan(folder: Path, classes: Sequence[str], frames: int) -> ClipListing:
         clips += found
         labels += [label] * len(found)
     index = torch.arange(len(labels))
-    return ClipListing(tuple(clips), torch.tensor(labels), index, tuple(classes))
+    return ClipListing(tuple(clips), torch.tensor(labels), index, classes)
 
 
 def _clips(folder: Path, frames: int) -> list[Clip]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,21 @@ class Listing:
         return Listing(files, self.labels[mask], self.index[mask], self.classes)
 
 
+L = TypeVar("L", bound="Parted")
+
+
+class Parted(Protocol):
+    """What can be parted into splits: labels (N,), and the samples where a mask (N,) is true."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def select(self: L, mask: Tensor) -> L: ...
+
+
+Scan = Callable[[Path, tuple[str, ...]], L]  # a folder, and the names of its class folders
+
+
 def data_root(name: str, options: LoadOptions) -> Path:
     """The resolved data path. Raises UserError where there is none, or no folder at it."""
     if options.data_path is None:
@@ -59,35 +74,33 @@ def has_splits(root: Path) -> bool:
     return any((root / name).is_dir() for name in ("train", "val", "validation", "test"))
 
 
-def list_split(root: Path, split: SplitName, validation_share: float) -> Listing:
-    """The files of one split under `root`.
+def list_split(root: Path, split: SplitName, validation_share: float, scan: Scan[L]) -> L:
+    """What `scan` finds of one split under `root`: images, or clips.
 
     `root` holds {train,[val|validation],test}/<class>/*: a missing validation split is held out of
     train, and val serves as test where there is no test. Or it holds <class>/* alone: then a fixed
     fifth of each class is the test split. Raises UserError for anything else.
     """
     if not has_splits(root):
-        whole = _scan(root, class_names(root))
+        whole = scan(root, class_names(root))
         test = hold_out(whole.labels, TEST_SHARE)
-        return (
-            whole.select(test)
-            if split == "test"
-            else _part(whole.select(~test), split, validation_share)
-        )
+        if split == "test":
+            return whole.select(test)
+        return _part(whole.select(~test), split, validation_share)
     folders = split_folders(root)
     classes = agreed_classes(folders.values())
     if split in folders and (split != "train" or "validation" in folders):
-        return _scan(folders[split], classes)
+        return scan(folders[split], classes)
     if split == "test" or "train" not in folders:
         missing = "test" if split == "test" else "train"
         raise UserError(
             f"{root} has no {missing} folder beside {', '.join(sorted(folders))}: add it, or give "
             f"a --data_path that holds class folders alone to have it split"
         )
-    return _part(_scan(folders["train"], classes), split, validation_share)
+    return _part(scan(folders["train"], classes), split, validation_share)
 
 
-def _part(listing: Listing, split: SplitName, share: float) -> Listing:
+def _part(listing: L, split: SplitName, share: float) -> L:
     held = hold_out(listing.labels, share)
     return listing.select(held if split == "validation" else ~held)
 
@@ -135,7 +148,8 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _scan(folder: Path, classes: tuple[str, ...]) -> Listing:
+def images_of(folder: Path, classes: tuple[str, ...]) -> Listing:
+    """The images in class folders of these names. Raises UserError where one holds none."""
     files: list[ImageFile] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import DataSpec, LoadOptions, Recipe, Split, SplitName
 from .cache import load_listing
-from .folders import data_root, list_split
+from .folders import data_root, images_of, list_split
 
 DEFAULT_SIZE = 224
 
@@ -16,7 +16,7 @@ def load(options: LoadOptions, split: SplitName) -> Split:
     layouts are known. Raises UserError where the folder doesn't follow one.
     """
     root = data_root("imagefolder", options)
-    listing = list_split(root, split, options.validation_share)
+    listing = list_split(root, split, options.validation_share, images_of)
     size = options.image_size or DEFAULT_SIZE
     return load_listing(listing, root, split, size, True, options)
 
