@@ -26,6 +26,8 @@ INCIDENTAL = {"out", "shard", "batch_size", "cache_dir", "checkpoints_dir", "dat
 
 def subjects_of(config: EvaluateConfig, values: Mapping[str, Any]) -> list[Subject]:
     """Every model to evaluate, with its data, before any long work."""
+    if config.task is not None:
+        TASKS[config.task]
     if config.model is not None:
         return [_bare_model(config, config.model)]
     paths = [Path(path) for path in config.checkpoint] or [_newest(config, values)]
@@ -53,7 +55,9 @@ def _newest(config: EvaluateConfig, values: Mapping[str, Any]) -> Path:
 def _from_checkpoint(path: Path, config: EvaluateConfig) -> Subject:
     loaded = checkpoint.load(path)
     card = loaded.card
-    split = _split(config, config.data_name or card.data_name, card.configuration)
+    data_name = config.data_name or card.data_name
+    _check_task(card.task, data_name, config.task, loaded.name)
+    split = _split(config, data_name, card.configuration)
     _check_fit(split, checkpoint.options_of(card), loaded.name)
     if split.classes != card.classes:
         raise UserError(
@@ -75,6 +79,7 @@ def _bare_model(config: EvaluateConfig, name: str) -> Subject:
     """A model without a checkpoint card, on the data set that --data_name names."""
     data_name = config.data_name or ""
     spec = DATASETS[data_name]
+    _check_task(spec.task, data_name, config.task, name)
     check_name(name, spec.task)
     split = _split(config, data_name, {})
     channels = split.images.shape[1]
@@ -117,6 +122,17 @@ def _split(config: EvaluateConfig, data_name: str, trained: Mapping[str, Any]) -
         split = split.limit(config.limit)
     augmentation = AUGMENTATIONS[trained.get("augment", "none")](*split.images.shape[-2:])
     return prepared(split, augmentation)
+
+
+def _check_task(task: str, data_name: str, asked: str | None, name: str) -> None:
+    """Raise UserError where a model's task is not that of its data, or not the one asked for."""
+    if DATASETS[data_name].task != task:
+        raise UserError(
+            f"{name} is for {task}, and --data_name {data_name} for {DATASETS[data_name].task}: "
+            f"choose the data set it was trained on"
+        )
+    if asked not in (None, task):
+        raise UserError(f"{name} is for {task}, not for {asked}: leave --task out")
 
 
 def _trained_path(trained: Mapping[str, Any]) -> Path | None:

@@ -14,6 +14,7 @@ from robustbench_gpm.core import UserError
 from robustbench_gpm.datasets import LoadOptions, Split, clip_decode
 from robustbench_gpm.datasets.clip_files import evenly, list_clips
 from robustbench_gpm.datasets.clips import load as load_clips
+from robustbench_gpm.datasets.decode import decode
 
 SIDE = 12
 
@@ -81,7 +82,7 @@ def test_frames_are_resized_and_cut_as_images_are(tmp_path):
         noise = np.random.default_rng(0).integers(0, 256, (20, 33, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / name / "clip" / "0.png")
     split = load(tmp_path / "data", "train", length=1, size=8, validation_share=0.0)
-    expected = clip_decode.decode(folder / "run" / "clip" / "0.png", 8, True)
+    expected = decode(folder / "run" / "clip" / "0.png", 8, True)
     assert np.array_equal(split.images[0].numpy(), expected)
 
 
@@ -112,11 +113,11 @@ def test_class_folders_alone_are_parted(root):
 
 def test_decoded_once_and_again_when_something_changed(root, monkeypatch):
     first = load(root, "test")
-    decode = clip_decode.decode
-    monkeypatch.setattr(clip_decode, "decode", lambda *_: pytest.fail("decoded again"))
+    opened = clip_decode.open_rgb
+    monkeypatch.setattr(clip_decode, "open_rgb", lambda *_: pytest.fail("decoded again"))
     again = load(root, "test")
     assert torch.equal(first.images, again.images)
-    monkeypatch.setattr(clip_decode, "decode", decode)
+    monkeypatch.setattr(clip_decode, "open_rgb", opened)
     assert not torch.equal(load(root, "test", length=3).images[:, :6], first.images[:, :6])
     picture(200).save(root / "test" / "run" / "clip0" / "frame4.png")
     changed = load(root, "test").images[0]

@@ -247,7 +247,7 @@ def test_no_data_path(tmp_path):
 
 def test_no_class_folders(tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(UserError, match=r"holds no class folders: put the images in"):
+    with pytest.raises(UserError, match=r"holds no class folders: put the images, or clips, in"):
         load(tmp_path / "data")
     (tmp_path / "data" / "train").mkdir()
     with pytest.raises(UserError, match=r"train holds no class folders"):

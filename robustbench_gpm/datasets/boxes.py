@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -68,19 +68,26 @@ def checked(box: Box, width: int, height: int, source: Path) -> Box:
     return cut
 
 
+def require_boxes(images: Iterable[BoxedImage], root: Path) -> None:
+    """Raise UserError where none of these images, which are to be learnt from, has a box."""
+    if not any(image.boxes for image in images):
+        raise UserError(
+            f"no training image of {root} has a box, and there is nothing to learn: add annotations"
+        )
+
+
 def load_boxes(
     parts: Parts, classes: tuple[str, ...], root: Path, split: SplitName, options: LoadOptions
 ) -> Split:
     """A split of images (N,3,H,W), memory-mapped from the cache, and labels float32 (N,M,5).
 
     Rows (x1,y1,x2,y2,class) in pixels of the canvas, padded with rows of -1 up to the most boxes of
-    any image of any split. An ignored object of class c has the class -2 - c. The canvas is that of
-    all splits together. Where there is no validation split it is held out of train. Raises
-    UserError, naming the file, for what cannot be read.
+    any image of any split. An ignored object of class c has the class -2 - c; an image without any
+    is background. The canvas is that of all splits together. Where there is no validation split it
+    is held out of train. Raises UserError, naming the file, for what cannot be read.
     """
     every = [image for part in parts.values() for image in part]
-    if not every:
-        raise UserError(f"{root} lists no images: fill its lists of images")
+    require_boxes(parts.get("train", ()), root)
     canvas = common_canvas([(i.height, i.width) for i in every], options.image_size)
     rows = max(1, *(len(image.boxes) for image in every))
     images, index = _chosen(parts, split, options.validation_share)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,14 +19,23 @@ from ..core import UserError
 from .base import LoadOptions, Split, SplitName
 from .cache import ensure, mapped
 from .clip_files import Clip, ClipListing, evenly, too_short
-from .decode import Pixels, decode, fitted
+from .decode import Pixels, fitted, open_rgb, planes
 
 FORMAT = 1  # raise it when the same files would decode to other bytes
 COLOURS = 3
 CHUNK = 32  # clips decoded before they are handed on: bounds the memory that they take
 RECENT = 256  # frames kept for the next clips, where clips overlap
 
-Read = Callable[[str], Pixels]
+
+class Frame(NamedTuple):
+    """A frame (3,size,size), and the size of the file that it was made of."""
+
+    pixels: Pixels
+    width: int
+    height: int
+
+
+Read = Callable[[str], Frame]
 
 
 def load_clips(
@@ -50,7 +59,7 @@ def decode_clips(clips: Sequence[Clip], frames: int, size: int, title: str) -> I
     The bar goes to stderr, and only if that is a terminal.
     """
     threads = min(8, os.cpu_count() or 1)
-    read = lru_cache(RECENT)(lambda path: decode(Path(path), size, True))
+    read = lru_cache(RECENT)(partial(_frame, size=size))
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(clips), desc=f"decoding {title}", unit="clip", disable=None) as bar,
@@ -62,10 +71,26 @@ def decode_clips(clips: Sequence[Clip], frames: int, size: int, title: str) -> I
 
 
 def decode_clip(clip: Clip, frames: int, size: int, read: Read) -> Pixels:
-    """One clip, uint8 (frames*3,size,size), frame after frame; `read` reads a frame's own file."""
+    """One clip, uint8 (frames*3,size,size), frame after frame; `read` reads a frame's own file.
+
+    Raises UserError for files of different sizes, which cannot be of one recording.
+    """
     if clip.video:
         return np.concatenate(_video_frames(clip.path, frames, size))
-    return np.concatenate([read(file.path) for file in clip.files])
+    read_frames = [read(file.path) for file in clip.files]
+    first = read_frames[0]
+    for file, frame in zip(clip.files, read_frames, strict=True):
+        if (frame.width, frame.height) != (first.width, first.height):
+            raise UserError(
+                f"the frame {file.path} is {frame.width}x{frame.height}, and others of its clip "
+                f"are {first.width}x{first.height}: give all the same size"
+            )
+    return np.concatenate([frame.pixels for frame in read_frames])
+
+
+def _frame(path: str, size: int) -> Frame:
+    rgb = open_rgb(Path(path))
+    return Frame(planes(fitted(rgb, size)), rgb.width, rgb.height)
 
 
 def _video_frames(path: str, frames: int, size: int) -> list[Pixels]:
@@ -98,8 +123,7 @@ def _decoded(path: str, wanted: Sequence[int], size: int) -> tuple[list[Pixels],
     with _opened(path) as (container, stream):
         for count, frame in enumerate(container.decode(stream), start=1):
             if count - 1 in places:
-                image = fitted(frame.to_image(), size)
-                found.append(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+                found.append(planes(fitted(frame.to_image(), size)))
     return found, count
 
 

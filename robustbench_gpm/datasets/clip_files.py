@@ -136,7 +136,8 @@ def file_at(path: str) -> ImageFile:
         seen = os.stat(path)  # noqa: PTH116  a path object a frame would cost more than the look
     except OSError as problem:
         raise UserError(
-            f"cannot read {path} ({problem.strerror}): the data set is not complete"
+            f"cannot read {path} ({problem.strerror}): the data set is not complete, unpack it "
+            f"again"
         ) from None
     return ImageFile(path, seen.st_size, seen.st_mtime_ns)
 

@@ -44,6 +44,11 @@ def load(options: LoadOptions, split: SplitName) -> Split:
 
 def _files(root: Path) -> dict[SplitName, tuple[Path, Path]]:
     """Each split's file and folder of images."""
+    if not (root / "annotations").is_dir():
+        raise UserError(
+            f"{root} holds no folder named annotations: give the folder that holds it and the "
+            f"images as --data_path"
+        )
     found: dict[str, tuple[Path, Path]] = {}
     for source in sorted((root / "annotations").glob("*.json")):
         if (match := NAME.fullmatch(source.name)) is None:
@@ -75,14 +80,19 @@ def _read(source: Path, folder: Path) -> tuple[tuple[str, ...], tuple[BoxedImage
         whole = json.loads(source.read_text(encoding="utf-8"))
         categories = {int(c["id"]): str(c["name"]) for c in whole["categories"]}
         images = {int(i["id"]): _image(i, source, folder) for i in whole["images"]}
+        if len(images) < len(whole["images"]) or not images:
+            raise UserError(f"{source} needs images, each of an id of its own: mend them")
         boxes: dict[int, list[Box]] = {image: [] for image in images}
         for note in whole["annotations"]:
             if not note.get("iscrowd"):
                 image = int(note["image_id"])
                 if image not in images:
-                    raise UserError(f"{source} has a box of image {image}, which it does not list")
+                    raise UserError(
+                        f"{source} has a box of image {image}, which it does not list: "
+                        "list the image or remove the box"
+                    )
                 boxes[image].append(_box(note, categories, images[image]))
-    except (OSError, ValueError, RecursionError) as problem:
+    except (OSError, ValueError, OverflowError, RecursionError) as problem:
         raise UserError(f"cannot read the annotations {source} ({problem}): mend them") from None
     except (KeyError, TypeError, AttributeError) as problem:
         raise UserError(
@@ -109,7 +119,13 @@ def _box(note: dict[str, Any], categories: dict[int, str], image: BoxedImage) ->
     number = int(note["category_id"])
     if number not in categories:
         raise UserError(f"{image.source} has a box of the unknown category {number}: list it there")
-    left, top, width, height = (float(edge) for edge in note["bbox"])
+    try:
+        left, top, width, height = (float(edge) for edge in note["bbox"])
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{image.source} gives {note['bbox']!r} for a box of {image.path.name}, where x, y, "
+            f"width and height belong: mend it"
+        ) from None
     if not math.isfinite(left + top + width + height):
         raise UserError(f"{image.source} has a box without finite edges: mend or remove it")
     box = Box(left, top, left + width, top + height, categories[number])

@@ -36,7 +36,12 @@ def decode(path: Path, size: int, resize: bool) -> Pixels:
             f"the image {path} is {rgb.width}x{rgb.height} where {size}x{size} is expected: "
             f"use --data_name imagefolder, which resizes"
         )
-    return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8).transpose(2, 0, 1))
+    return planes(rgb)
+
+
+def planes(image: Image.Image) -> Pixels:
+    """An RGB image as bytes (3,H,W)."""
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
 def open_rgb(path: Path) -> Image.Image:

@@ -16,6 +16,7 @@ from .base import LoadOptions, SplitName
 from .shuffle import hold_out
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SPLITS = ("train", "val", "validation", "test")
 TEST_SHARE = 0.2  # of a folder that comes in no splits
 
 
@@ -71,7 +72,7 @@ def data_root(name: str, options: LoadOptions) -> Path:
 
 def has_splits(root: Path) -> bool:
     """Whether `root` holds a folder named as a split."""
-    return any((root / name).is_dir() for name in ("train", "val", "validation", "test"))
+    return any((root / name).is_dir() for name in SPLITS)
 
 
 def list_split(root: Path, split: SplitName, validation_share: float, scan: Scan[L]) -> L:
@@ -82,6 +83,7 @@ def list_split(root: Path, split: SplitName, validation_share: float, scan: Scan
     fifth of each class is the test split. Raises UserError for anything else.
     """
     if not has_splits(root):
+        _look_below(root)
         whole = scan(root, class_names(root))
         test = hold_out(whole.labels, TEST_SHARE)
         if split == "test":
@@ -98,6 +100,18 @@ def list_split(root: Path, split: SplitName, validation_share: float, scan: Scan
             f"a --data_path that holds class folders alone to have it split"
         )
     return _part(scan(folders["train"], classes), split, validation_share)
+
+
+def _look_below(root: Path) -> None:
+    """Raise UserError where what looks like a class folder is a data set with splits of its own."""
+    with scanned(root) as entries:
+        folders = sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    for folder in folders:
+        if (folder / "train").is_dir() and any((folder / n).is_dir() for n in SPLITS[1:]):
+            raise UserError(
+                f"{root} holds no class folders but a data set, {folder.name}: give {folder} as "
+                f"--data_path"
+            )
 
 
 def _part(listing: L, split: SplitName, share: float) -> L:
@@ -140,7 +154,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
     with scanned(folder) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
-        raise UserError(f"{folder} holds no class folders: put the images in {folder}/<class>/")
+        raise UserError(
+            f"{folder} holds no class folders: put the images, or clips, in {folder}/<class>/"
+        )
     if len(names) < 2:
         raise UserError(
             f"{folder} holds one class folder only ('{names[0]}'): classification needs two or more"

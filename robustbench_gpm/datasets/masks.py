@@ -66,11 +66,19 @@ def load_masks(source: MaskSource, split: SplitName, options: LoadOptions) -> Sp
     """
     if split not in source.pairs:
         have = ", ".join(source.pairs)
-        raise UserError(f"{source.root} has no {split} split of {source.name}, only {have}")
+        raise UserError(
+            f"{source.root} has no {split} split of {source.name}, only {have}: add its images and "
+            f"masks"
+        )
     canvas, lookup = _canvas(source, options), _lookup(source.codes)
     keep = _Keeper(source, split, canvas, options.cache_dir.expanduser())
     # Masks first: what is wrong with a data set is mostly in them, and they are soon through.
     masks = keep("masks", (), lambda pair: mask_on(canvas, *_paths(pair), lookup))
+    if all(bool((mask == VOID).all()) for mask in masks):
+        raise UserError(
+            f"in the masks of the {split} split of {source.root} every pixel is void: mark some "
+            f"with the classes of {source.name}"
+        )
     images = keep("images", (3,), lambda pair: image_on(canvas, _paths(pair)[0]))
     return Split(images, masks, source.places(split), source.classes)
 

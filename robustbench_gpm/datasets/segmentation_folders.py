@@ -66,6 +66,10 @@ def voc(options: LoadOptions) -> MaskSource:
     set cannot be had.
     """
     base = (options.data_path or Path("data")).expanduser().resolve()
+    if "VOCdevkit" in base.parts:
+        raise UserError(
+            f"--data_path {base} lies in VOCdevkit: give the folder that holds VOCdevkit"
+        )
     root = base / "VOCdevkit" / "VOC2012"
     if not root.is_dir():
         _download_voc(base, options)
@@ -166,8 +170,16 @@ def image_files(folder: Path) -> list[ImageFile]:
 def pair_up(images: Sequence[ImageFile], masks: Mapping[str, ImageFile], place: Path) -> Pairs:
     """Each image with the mask of the same name less its ending.
 
-    Raises UserError naming an image without a mask; `place` is where that should be.
+    Raises UserError naming an image without a mask, or a mask without an image; `place` is where
+    masks should be.
     """
+    alone = set(masks) - {Path(image.path).stem for image in images}
+    if alone:
+        beside = Path(images[0].path).parent
+        raise UserError(
+            f"the mask {masks[min(alone)].path} is of no image in {beside}: add the image, or "
+            f"remove the mask"
+        )
     pairs = []
     for image in images:
         mask = masks.get(Path(image.path).stem)

@@ -87,13 +87,16 @@ def _rows(path: Path) -> Rows:
     try:
         lines = [line.split(",") for line in path.read_text().split("\n") if line.strip()]
         rows = np.array(lines, dtype=np.int64)
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         rows = np.empty((0, 0), dtype=np.int64)
     if rows.size == 0 or rows.shape[1] != TRIPLETS + 1 or not np.isin(rows[:, 1:], (0, 1)).all():
         raise UserError(
             f"{path} is not a label file of CholecT45: each line must be a frame's number and "
             f"{TRIPLETS} times 0 or 1, with commas between"
         )
+    numbers, lines_each = np.unique(rows[:, 0], return_counts=True)
+    if lines_each.max() > 1:
+        raise UserError(f"{path} labels frame {numbers[lines_each.argmax()]} twice: keep one line")
     return rows
 
 
@@ -120,7 +123,11 @@ def _names(root: Path) -> tuple[str, ...]:
     path = root / "dict" / "triplet.txt"
     if not path.is_file():
         return tuple(f"triplet {number}" for number in range(TRIPLETS))
-    pairs = (line.partition(":") for line in path.read_text().split("\n"))
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"cannot read {path} ({problem}): unpack it again, or remove it") from None
+    pairs = (line.partition(":") for line in lines)
     named = {number.strip(): name.strip() for number, colon, name in pairs if colon}
     try:
         return tuple(named[str(number)] for number in range(TRIPLETS))

@@ -8,10 +8,11 @@ from xml.parsers import expat
 
 from ..core import UserError
 from .base import DataSpec, LoadOptions, Recipe, Split, SplitName
-from .boxes import Box, BoxedImage, Parts, checked, load_boxes
+from .boxes import Box, BoxedImage, Parts, checked, load_boxes, require_boxes
 from .folders import SUFFIXES, data_root
 
 LISTS = "ImageSets/Main"
+LONGEST = 2**31  # pixels a side that no image has
 
 
 def load(options: LoadOptions, split: SplitName) -> Split:
@@ -25,7 +26,12 @@ def load(options: LoadOptions, split: SplitName) -> Split:
     its edges are 2 and 5 here. Objects marked difficult are kept apart, as VOC's evaluation does:
     see `boxes.load_boxes`. Raises UserError naming the file at fault.
     """
-    root = data_root("voc", options)
+    root = data_root("voc_boxes", options)
+    if not (root / LISTS).is_dir():
+        raise UserError(
+            f"{root} holds no {LISTS}: give the folder with JPEGImages, Annotations and {LISTS}, "
+            f"such as VOC2012, as --data_path"
+        )
     names = _lists(root)
     parts: Parts = {
         part: tuple(_annotated(root, name, place) for name in _lines(place))
@@ -64,7 +70,10 @@ def _lines(place: Path) -> list[str]:
         lines = place.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as problem:
         raise UserError(f"cannot read {place} ({problem}): mend it") from None
-    return [line.split()[0] for line in lines if line.split()]
+    names = [line.split()[0] for line in lines if line.split()]
+    if not names:
+        raise UserError(f"{place} is empty: put a name on each line, or remove the file")
+    return names
 
 
 def _classes(root: Path, parts: Parts) -> tuple[str, ...]:
@@ -76,15 +85,14 @@ def _classes(root: Path, parts: Parts) -> tuple[str, ...]:
         learnt = [i for part, images in parts.items() if part != "test" for i in images]
         classes = tuple(sorted({box.name for image in learnt for box in image.boxes}))
         whence = "the training images"
+        require_boxes(learnt, root)
     for image in (image for images in parts.values() for image in images):
         for box in image.boxes:
             if box.name not in classes:
                 raise UserError(
-                    f"{image.source} has a box of the unknown class '{box.name}': {whence} have "
-                    f"{', '.join(classes) or 'none'}"
+                    f"{image.source} has a box of the unknown class '{box.name}' (known by "
+                    f"{whence}: {', '.join(classes)}): mend or remove it"
                 )
-    if not classes:
-        raise UserError(f"no training image of {root} has a box: there is nothing to learn")
     return classes
 
 
@@ -99,7 +107,7 @@ def _annotated(root: Path, name: str, listed: Path) -> BoxedImage:
         )
     tree = safe_xml(source)
     width, height = (_number(tree, f"size/{side}", source) for side in ("width", "height"))
-    if width < 1 or height < 1:
+    if not (1 <= width < LONGEST and 1 <= height < LONGEST):  # which NaN is not either
         raise UserError(f"{source} gives its image a size of {width:g}x{height:g}: mend it")
     boxes = tuple(
         checked(_box(node, source), int(width), int(height), source)

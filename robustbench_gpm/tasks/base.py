@@ -85,6 +85,7 @@ class GradedTask(Task):
     def moved(self, y: Tensor, flow: Tensor) -> Tensor:
         """Labels y (B,...) moved as a flow (B,2,H,W), in pixels, moves the image's pixels."""
 
+    @torch.no_grad()
     def validate(
         self, model: nn.Module, split: Split, device: torch.device, batch_size: int
     ) -> float:
