@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from spoilt_data import KINDS
 
 from robustbench_gpm import cli
 from robustbench_gpm.checkpoint import load, read_card
-from robustbench_gpm.datasets import DATASETS
+from robustbench_gpm.datasets import DATASETS, DataSpec
 from robustbench_gpm.flags import parse, peek
 from robustbench_gpm.models import check_name
+from robustbench_gpm.objectives.gpm import GPM
 from robustbench_gpm.train_command import train_parser
 from robustbench_gpm.training_options import TrainingOptions
 
@@ -21,7 +23,7 @@ LABELS = {  # what tells a recipe's objective, in its name and in the folder's
     "gnp": "gnp0.8",
     "sam": "sam0.1",
     "sagm": "sagm0.05",
-    "gpm": "gpm0.4",
+    "gpm": "gpm",
     "edges": "edge1",
     "gradnorm": "igr1.5",
     "pgd3": "at-pgd",
@@ -34,16 +36,29 @@ LABELS = {  # what tells a recipe's objective, in its name and in the folder's
 }
 
 
+GPM_AS_PUBLISHED = {  # weight, batch and share of pixels of the authors' configurations
+    "caltech256_vit_s16_gpm": (0.4, 256, 0.9),
+    "caltech256_vit_s16_gpm_pretrained": (0.4, 256, 0.9),
+    "ade20k_segnext_t_gpm": (0.0015, 16, 0.6),
+    "voc_faster_rcnn_r18_gpm": (0.0005, 128, 0.4),
+    "voc_retinanet_r18_gpm": (0.0005, 128, 0.4),
+}
+
+
+def spec_of(path: Path) -> DataSpec:
+    return DATASETS[peek(["--config", str(path)], "data_name", "digits")]
+
+
 def options_of(path: Path) -> TrainingOptions:
     arguments = ["--config", str(path)]
-    spec = DATASETS[peek(arguments, "data_name", "digits")]
-    return TrainingOptions.of(parse(train_parser(spec, "main.py"), arguments))
+    return TrainingOptions.of(parse(train_parser(spec_of(path), "main.py"), arguments))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_is_understood_and_trains_what_it_is_called(path: Path) -> None:
-    options = options_of(path)
-    check_name(options.config.model_name)
+    options, task = options_of(path), spec_of(path).task
+    options.check_task(task)
+    check_name(options.config.model_name, task)
     options.objective(10)
     words = path.read_text().split("\n", 1)[0]
     assert words.startswith("# ")
@@ -54,6 +69,18 @@ def test_each_is_understood_and_trains_what_it_is_called(path: Path) -> None:
         assert named or "adversarial" in path.stem
 
 
+@pytest.mark.parametrize("name", GPM_AS_PUBLISHED)
+def test_gpm_weighs_as_in_the_authors_batch(name: str) -> None:
+    """Theirs is on the gradient of the batch's mean loss in inputs divided by 0.226."""
+    weight, batch, share = GPM_AS_PUBLISHED[name]
+    options = options_of(RECIPES[0].with_name(f"{name}.yaml"))
+    (gpm,) = options.penalties
+    assert isinstance(gpm, GPM)
+    assert gpm.weight == pytest.approx(weight * 0.226 / batch)
+    assert gpm.gpm_use_ratio == share
+    assert options.config.batch_size == batch
+
+
 def test_recipes_of_one_comparison_differ_in_the_objective_alone() -> None:
     def rest(name: str) -> object:
         options = options_of(RECIPES[0].with_name(f"{name}.yaml"))
@@ -61,8 +88,10 @@ def test_recipes_of_one_comparison_differ_in_the_objective_alone() -> None:
 
     assert rest("cifar10_vgg11_baseline") == rest("cifar10_vgg11_fgr300")
     assert rest("cifar10_vgg11_baseline") == rest("cifar10_vgg11_fgr300_flow_adversarial")
-    assert rest("caltech256_vit_s16_baseline") == rest("caltech256_vit_s16_gpm")
     assert rest("caltech256_vit_s16_baseline") == rest("caltech256_vit_s16_sagm")
+    for path in RECIPES:
+        if path.stem.endswith("_gpm"):
+            assert rest(path.stem.replace("_gpm", "_baseline")) == rest(path.stem)
     assert rest("cifar10_wrn28_10_gnp") == rest("cifar10_wrn28_10_sam")
 
 
@@ -111,3 +140,41 @@ def test_a_recipe_trains_with_everything_it_asks_for(
     penalties = {"gpm", "igr", "edge", "gradient_norm"} & set(card.history[-1])
     assert penalties
     assert all(card.history[-1][key] > 0 for key in penalties)
+
+
+# The recipe -> small data of the same task.
+TASKS_TRAINED = {
+    "ade20k_segnext_t_gpm": "camvid",
+    "cadis_segnext_t_gpm": "camvid",
+    "voc_faster_rcnn_r18_gpm": "voc_boxes",
+    "voc_retinanet_r18_gpm": "coco",
+    "cholect45_r3d_18_gpm": "cholect45",
+}
+
+
+@pytest.mark.parametrize("name", TASKS_TRAINED)
+def test_a_task_s_recipe_trains_with_everything_it_asks_for(name: str, tmp_path: Path) -> None:
+    kind = KINDS[TASKS_TRAINED[name]]
+    root = tmp_path / "data"
+    root.mkdir()
+    kind.make(root)
+    recipe = RECIPES[0].with_name(f"{name}.yaml")
+    smaller = [
+        "--image_size",
+        "16",
+        "--epochs",
+        "2",
+        "--batch_size",
+        "2",
+        "--accumulate",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    where = ["--data_path", str(root), "--cache_dir", str(tmp_path / "kept")]
+    out = ["--out", str(tmp_path / "out")]
+    assert cli.train(["--config", str(recipe), *kind.flags.split(), *smaller, *where, *out]) == 0
+    card = read_card(tmp_path / "out")
+    assert card.finished
+    assert card.task == spec_of(recipe).task
+    assert card.history[-1]["gpm"] > 0
