@@ -73,7 +73,7 @@ def test_what_no_attack_takes_is_told(item: str, words: str) -> None:
         ("segmentation", "square", "cross_entropy", "masked_cross_entropy"),
         ("detection", "flow-apgd", "total", "vanishing"),
         ("multilabel", "shared-pgd", "cross_entropy", "cross_entropy"),
-        ("classification", "fgsm", "usual", "dlr"),
+        ("classification", "pgd", "usual", "dlr"),
         ("video", "stadv", "usual", "cross_entropy"),
     ],
 )
