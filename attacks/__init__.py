@@ -32,6 +32,7 @@ from .threats import Threat
 from .union import Composed, Union
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
+AIMS = ("vanishing", "fabrication")  # of objects
 
 
 def _suffix(norm: str) -> str:
@@ -54,6 +55,10 @@ ATTACKS: Table[Attack] = Table(
         **{f"square{_suffix(n)}": Square(n) for n in NORMS},
         **{f"fast{_suffix(n)}": FastVerdict(n) for n in NORMS},
         **{f"{name}{_suffix(n)}": make(n) for name, make in VERSIONS.items() for n in NORMS},
+        "segpgd": PGD(loss="segpgd"),
+        "flow-segpgd": FlowPGD(loss="segpgd"),
+        **{f"pgd-{aim}": PGD(loss=aim) for aim in AIMS},
+        **{f"flow-pgd-{aim}": FlowPGD(loss=aim) for aim in AIMS},
         "shared-pgd": SharedPGD(),
         "shared-pgd-l2": SharedPGD(norm="l2"),
         "flow-clip-pgd": FlowClipPGD(),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples
 from ..losses import LOSSES, TargetedLogitLoss
+from .any_loss import AnyLoss
 from .apgd_l1 import SparseSteps, project_l1, shrinking_radii
 from .ascent import rivals
 from .base import Attack
@@ -141,14 +142,12 @@ class AutoPGD(Attack):
 
 
 @dataclass(frozen=True)
-class APGD(AutoPGD):
-    """Away from the right class, by the loss named: the reference's are the first two."""
-
-    loss: Literal["cross_entropy", "dlr", "margin"] = "cross_entropy"
+class APGD(AnyLoss, AutoPGD):
+    """Away from what is right, by whatever loss: the reference's are cross_entropy and dlr."""
 
     @property
-    def loss_name(self) -> str:  # type: ignore[override]  # the one attack to offer a choice
-        return self.loss
+    def compares(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class TargetedAPGD(AutoPGD):
     image that is wrong as it is.
     """
 
-    loss_name: ClassVar[str] = "dlr_targeted"
+    usual_loss: ClassVar[str] = "dlr_targeted"
 
     targets: int = 9
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import Loss, Samples
+from ..core import Loss, Samples, loss_at
 
 Render = Callable[[Tensor, Tensor], Tensor]  # (images x, parameter p) -> perturbed images
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # (images x, parameter p, gradient) -> next p
@@ -58,6 +58,7 @@ def ascend(
     With `early_stop` a sample leaves the batch as soon as an iterate fools the model, and that
     iterate is its answer: at least as strong as the last iterate, and cheaper with every sample
     fooled. What the last step leads to is not judged here: whoever asked for the attack does that.
+    A loss that changes in the course of an attack (`core.Scheduled`) is asked at each step.
 
     A NaN in a gradient counts as zero and an infinity as the largest number, so that a model whose
     gradient overflows at some pixels is attacked at the others, and no iterate can turn NaN.
@@ -65,9 +66,9 @@ def ascend(
     found = start.clone()
     active = torch.arange(len(x), device=x.device)
     p = start
-    for _ in range(steps):
+    for turn in range(steps):
         p = p.detach().requires_grad_()
-        losses, fooled = loss.judged(model, render(x, p), y)
+        losses, fooled = loss_at(loss, turn + 1, steps).judged(model, render(x, p), y)
         total = losses.sum() if cost is None else losses.sum() - cost(p).sum()
         (gradient,) = torch.autograd.grad(total, p)
         samples.book(forwards=1, backwards=1)

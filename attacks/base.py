@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -31,7 +31,7 @@ class Attack(ABC):
     UserError otherwise, and for a word that is not among a hyper-parameter's choices.
     """
 
-    loss_name: ClassVar[str] = "cross_entropy"
+    usual_loss: ClassVar[str] = "cross_entropy"  # what it raises on class logits, unless told
     minimum_norm: ClassVar[bool] = False  # looks for the smallest perturbation: see `find`
 
     def __post_init__(self) -> None:
@@ -39,6 +39,11 @@ class Attack(ABC):
         hints = get_type_hints(type(self))
         for field in fields(self):
             _check(type(self).__name__, field.name, getattr(self, field.name), hints[field.name])
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss it raises where it is handed none."""
+        return self.usual_loss
 
     @property
     @abstractmethod
@@ -83,6 +88,24 @@ class Attack(ABC):
         loss, samples = self._prepare(x, budget, loss, samples)
         with attacking(model):
             return self.outcome(model, x.detach(), y, budget, loss, samples)
+
+    def each_found(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        budget: float,
+        loss_of: Callable[[Attack], Loss],
+        samples: Samples,
+    ) -> Iterator[Perturbed]:
+        """What the attack finds, and each attack that it is made of, for whoever has scores.
+
+        Where to be fooled is not a yes or no, only a score can tell which of them is the worst.
+        `loss_of` an attack is what it raises; the other arguments are `__call__`'s.
+        """
+        loss = loss_of(self)
+        yield self.find(model, x, y, budget=budget, loss=loss, samples=samples)
 
     def within(self, x: Tensor, found: Perturbed, budget: float) -> Perturbed:
         """What was found, drawn back into the budget where it may lie beyond."""

@@ -31,7 +31,7 @@ class CarliniWagner(MinimumNormAttack):
     not a ball, decides how far the search goes.
     """
 
-    loss_name: ClassVar[str] = "margin"
+    usual_loss: ClassVar[str] = "margin"
 
     norm: Literal["l2"] = "l2"
     steps: int = 200

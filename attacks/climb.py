@@ -119,7 +119,8 @@ def climb(
     forwards and steps backwards, times `draws`: losses and gradients are means over that many
     passes, for models that answer at random, and such a sample is fooled when most of its passes
     are. With `early_stop` a sample leaves as soon as an iterate fools; without, it climbs on, and
-    the answer is the fooling iterate of highest loss. No two samples touch each other.
+    the answer is the fooling iterate of highest loss. No two samples touch each other. Losses of
+    different steps are compared, so that a loss that changes with them has no place here.
     """
     result = Climbed.nowhere(start)
     now = Climbers(x, y, start)

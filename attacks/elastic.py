@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples
 from ..deformation import identity_flow, max_displacement
+from .any_loss import AnyLoss
 from .ascent import judged
 from .base import FlowAttack
 from .geometry import Radius, per_sample
@@ -17,7 +18,7 @@ from .transforms import TINY, scaled, smooth_ladder
 
 
 @dataclass(frozen=True)
-class Elastic(FlowAttack):
+class Elastic(AnyLoss, FlowAttack):
     """The worst of `draws` random fields, each scaled so that its largest move is the budget.
 
     A field is uniform noise smoothed by a Gaussian whose standard deviation is `sigma` of the
@@ -28,6 +29,10 @@ class Elastic(FlowAttack):
 
     draws: int = 10
     sigma: float = 0.125
+
+    @property
+    def compares(self) -> bool:
+        return True
 
     def default_budgets(self, height: int, width: int) -> tuple[float, ...]:
         return smooth_ladder(height, width)

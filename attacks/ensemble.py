@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,22 @@ class Ensemble(Attack):
             found.put(standing, attacked)
             standing = standing[~fooled]
         return found
+
+    def each_found(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        budget: float,
+        loss_of: Callable[[Attack], Loss],
+        samples: Samples,
+    ) -> Iterator[Perturbed]:
+        for place, (_, attack) in enumerate(self.members):
+            share = self.budget_of(place, budget)
+            yield from attack.each_found(
+                model, x, y, budget=share, loss_of=loss_of, samples=samples
+            )
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples

@@ -58,7 +58,7 @@ class FastVerdict(Attack):
     attacked by Square with `queries` queries.
     """
 
-    loss_name: ClassVar[str] = "margin"
+    usual_loss: ClassVar[str] = "margin"
 
     norm: Literal["linf", "l2", "l1"] = "linf"
     steps: int = 20

@@ -8,14 +8,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
+from .any_loss import AnyLoss
 from .ascent import as_given, ascend
-from .base import Attack
 from .geometry import project, steepest
 from .threats import THREATS, Threat
 
 
 @dataclass(frozen=True)
-class FGSM(Attack):
+class FGSM(AnyLoss):
     """One step of the whole budget along the sign (linf) or the direction (l2) of the gradient."""
 
     norm: Literal["linf", "l2"] = "linf"

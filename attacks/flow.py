@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples, UserError
 from ..deformation import identity_flow
+from .any_loss import AnyLoss
 from .ascent import ascend, in_turn
 from .base import Attack, FlowAttack
 from .climb import HalvingSteps, climb
@@ -25,7 +26,7 @@ from .threats import FLOW, FLOW_L2, Threat
 
 
 @dataclass(frozen=True)
-class FlowPGD(FlowAttack):
+class FlowPGD(AnyLoss, FlowAttack):
     """Steps along the sign (linf) or the direction (l2) of the flow's gradient.
 
     In linf no pixel moves further, along either axis, than the budget in pixels; in l2 the root
@@ -62,6 +63,10 @@ class FlowPGD(FlowAttack):
     @property
     def threat(self) -> Threat:
         return FLOW if self.norm == "linf" else FLOW_L2
+
+    @property
+    def compares(self) -> bool:
+        return self.rule == "halving"
 
     @property
     def scout(self) -> Attack:

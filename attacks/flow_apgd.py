@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples
 from ..deformation import identity_flow
+from .any_loss import AnyLoss
 from .ascent import in_turn
 from .base import Attack, FlowAttack
 from .flow import FlowPGD
@@ -16,7 +17,7 @@ from .threats import Threat
 
 
 @dataclass(frozen=True)
-class FlowAPGD(FlowAttack):
+class FlowAPGD(AnyLoss, FlowAttack):
     """A fifth of the `steps` as `FlowPGD` makes them, then APGD on whom they left standing.
 
     Both start at rest and end in different places, each pixel on one side or the other of where it
@@ -33,6 +34,10 @@ class FlowAPGD(FlowAttack):
     @property
     def threat(self) -> Threat:
         return self._plain.threat
+
+    @property
+    def compares(self) -> bool:
+        return True
 
     @property
     def scout(self) -> Attack | None:
@@ -54,7 +59,9 @@ class FlowAPGD(FlowAttack):
     @property
     def _plain(self) -> FlowPGD:
         steps = max(self.steps // 5, 1)
-        return FlowPGD(self.padding, steps, early_stop=self.early_stop, norm=self.norm)
+        return FlowPGD(
+            self.padding, steps, early_stop=self.early_stop, norm=self.norm, loss=self.loss
+        )
 
     @property
     def _halving(self) -> FlowPGD:

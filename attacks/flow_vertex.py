@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core import Loss, Samples
 from ..deformation import identity_flow, warp
+from .any_loss import AnyLoss
 from .ascent import ascend
 from .base import Attack, FlowAttack
 from .climb import exceeds
@@ -24,7 +25,7 @@ MOST = 4  # whole displacements tried to either side of an axis; beyond, as many
 
 
 @dataclass(frozen=True)
-class FlowVertex(FlowAttack):
+class FlowVertex(AnyLoss, FlowAttack):
     """Each pixel goes towards the best place of the ball for the image's gradient, again and again.
 
     A conditional-gradient method (Frank & Wolfe 1956) in each pixel's box of displacements: with

@@ -37,7 +37,7 @@ class FMN(MinimumNormAttack):
     A finite budget bounds the radius from the start, so that nothing beyond it is looked at.
     """
 
-    loss_name: ClassVar[str] = "margin"
+    usual_loss: ClassVar[str] = "margin"
 
     norm: Literal["l0", "l1", "l2", "linf"] = "l2"
     steps: int = 100

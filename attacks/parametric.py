@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples, UserError
+from .any_loss import AnyLoss
 from .base import FlowAttack
 from .climb import Climbed, HalvingSteps, climb
 from .geometry import Radius
@@ -57,7 +58,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class FirstOrder(FlowAttack):
+class FirstOrder(AnyLoss, FlowAttack):
     """Runs of APGD's ascent over the parameters of a family, on those that none has fooled yet.
 
     The first run starts at rest, further ones at random parameters; a sample that none fools keeps
@@ -67,6 +68,10 @@ class FirstOrder(FlowAttack):
     steps: int = 20
     restarts: int = 2
     early_stop: bool = True
+
+    @property
+    def compares(self) -> bool:
+        return True
 
     @abstractmethod
     def family(self, budget: float) -> Family:

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
+from .any_loss import AnyLoss
 from .ascent import as_given, ascend, in_turn
 from .base import Attack
 from .fgsm import FGSM
@@ -17,7 +18,7 @@ from .threats import THREATS, Threat
 
 
 @dataclass(frozen=True)
-class PGD(Attack):
+class PGD(AnyLoss):
     """Steps of `step_size` budgets along the sign (linf) or the direction (l2) of the gradient.
 
     `random_start` begins at a random point of the ball instead of at the image; `restarts` beyond
@@ -37,7 +38,7 @@ class PGD(Attack):
 
     @property
     def scout(self) -> Attack:
-        return FGSM(self.norm)
+        return FGSM(self.norm, loss=self.loss)
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples

@@ -22,7 +22,7 @@ class PricedFlow(FlowAttack):
     place of the field, and nothing bounds the flow.
     """
 
-    loss_name: ClassVar[str] = "margin"
+    usual_loss: ClassVar[str] = "margin"
 
     tau: float = 0.05
     neighbours: Neighbours = "diagonal"

@@ -14,15 +14,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import Loss, Samples
+from ..core import Loss, Samples, loss_at
+from .any_loss import AnyLoss
 from .ascent import judged
-from .base import Attack
 from .geometry import project, steepest
 from .threats import THREATS, Threat
 
 
 @dataclass(frozen=True)
-class SmoothedPGD(Attack):
+class SmoothedPGD(AnyLoss):
     """Steps of `step_size` budgets, each along the mean of the gradients at `draws` noisy copies.
 
     The noise is uniform (linf) or normal (l2) and of `noise` budgets' size. It is drawn about the
@@ -31,7 +31,7 @@ class SmoothedPGD(Attack):
     backwards a step.
     """
 
-    loss_name: ClassVar[str] = "margin"
+    usual_loss: ClassVar[str] = "margin"
 
     norm: Literal["linf", "l2"] = "linf"
     steps: int = 50
@@ -48,7 +48,8 @@ class SmoothedPGD(Attack):
     ) -> Tensor:
         found, adversarial = x.clone(), x
         active = torch.arange(len(x), device=x.device)
-        for _ in range(self.steps):
+        for turn in range(self.steps):
+            now = loss_at(loss, turn + 1, self.steps)
             _, fooled = judged(model, adversarial, y, loss, samples)
             found[active[fooled]] = adversarial[fooled]
             keep = ~fooled
@@ -59,7 +60,7 @@ class SmoothedPGD(Attack):
             gradient = torch.zeros_like(x)
             for _ in range(self.draws):
                 place = (adversarial + self._noise(x, budget, samples)).clamp(0, 1)
-                gradient += _gradient(model, place, y, loss)
+                gradient += _gradient(model, place, y, now)
                 samples.book(forwards=1, backwards=1)
             step = self.step_size * budget * steepest(gradient, self.norm)
             adversarial = project(x, adversarial + step, budget, self.norm)

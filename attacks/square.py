@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples
+from .any_loss import AnyLoss
 from .ascent import as_given, in_turn
-from .base import Attack
 from .geometry import per_sample
 from .threats import THREATS, Threat
 
@@ -24,7 +24,7 @@ Window = tuple[Tensor, Tensor, Tensor, Tensor]  # indices that pick (B,C,side,si
 
 
 @dataclass(frozen=True)
-class Square(Attack):
+class Square(AnyLoss):
     """Random search with square-shaped changes: what raises the loss stays, the rest is undone.
 
     The image's columns begin at a random end of the budget each (linf), or its tiles with a random
@@ -34,12 +34,16 @@ class Square(Attack):
     first of them; one more pass, before each restart, leaves out those already fooled.
     """
 
-    loss_name: ClassVar[str] = "margin"
+    usual_loss: ClassVar[str] = "margin"
 
     norm: Literal["linf", "l2", "l1"] = "linf"
     queries: int = 5000
     p_init: float = 0.8
     restarts: int = 1
+
+    @property
+    def compares(self) -> bool:
+        return True
 
     @property
     def threat(self) -> Threat:

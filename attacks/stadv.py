@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core import Loss, Samples
 from ..deformation import identity_flow
 from ..losses import cross_entropy, margin
+from .any_loss import AnyLoss
 from .ascent import ascend, in_turn
 from .climb import pick
 from .flow_vertex import FlowVertex
@@ -23,7 +24,7 @@ DECAY_1, DECAY_2, TINY = 0.9, 0.999, 1e-12  # of Adam (arXiv 1412.6980)
 
 
 @dataclass(frozen=True)
-class StAdv(PricedFlow):
+class StAdv(AnyLoss, PricedFlow):
     """Minimise the right logit's lead + tau * smoothness over flows, all images at once.
 
     Equations 3 to 5 of the paper, untargeted, with kappa = 0: the lead is z_y - max_{i != y} z_i,

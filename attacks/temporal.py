@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Loss, Samples, UserError
+from .any_loss import AnyLoss
 from .ascent import ascend, in_turn
 from .base import Attack
 from .flow import FlowPGD
@@ -25,7 +26,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class SharedPGD(Attack):
+class SharedPGD(AnyLoss):
     """Steps of `step_size` budgets on one perturbation that is added to every frame of a clip.
 
     What is found is a perturbation (B,C,H,W), universal in time, inside the ball. Each frame is

@@ -6,6 +6,7 @@ all of them: at 0.5 every part may spend half of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -124,6 +125,29 @@ class Composed(Attack):
             samples.select(rows[over]).credit(name)
             fooled[rows[over]] = True
         return found
+
+    def each_found(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        budget: float,
+        loss_of: Callable[[Attack], Loss],
+        samples: Samples,
+    ) -> Iterator[Perturbed]:
+        """What the first finds, the second on top of it, and the second on the clean images."""
+
+        def found(place: int, start: Tensor) -> Perturbed:
+            _, attack = (self.first, self.second)[place]
+            share, loss = budget * self.budgets[place], loss_of(attack)
+            return attack.find(model, start, y, budget=share, loss=loss, samples=samples)
+
+        moved = found(0, x)
+        yield moved
+        both = found(1, moved.images)
+        yield Perturbed(both.images, moved.flow, both.change)
+        yield found(1, x)
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, budget: float, loss: Loss, samples: Samples

@@ -6,7 +6,7 @@ import difflib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -58,6 +58,20 @@ class Loss(Protocol):
     def judged(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The same losses and, from the same forward pass, which samples are fooled: (B,) bool."""
         ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """What a `Loss` has besides where it changes in the course of an attack."""
+
+    def at(self, step: int, steps: int) -> Loss:
+        """The loss that step 1..steps raises."""
+        ...
+
+
+def loss_at(loss: Loss, step: int, steps: int) -> Loss:
+    """What step 1..steps of an attack is to raise: the loss itself, unless it is `Scheduled`."""
+    return loss.at(step, steps) if isinstance(loss, Scheduled) else loss
 
 
 class Samples:

@@ -40,8 +40,9 @@ def run(arguments: Sequence[str], prog: str) -> None:
     try_folder(config.out or RESULTS, "--out")
     subjects = subjects_of(config, values)
     _check_task(config, subjects)
-    height, width = subjects[0].split.images.shape[-2:]
-    plans = [each.plan(height, width, subjects[0].split.frames) for each in asked]
+    first = subjects[0]
+    shape = (*first.split.images.shape[-2:], first.split.frames)
+    plans = [each.plan(first.task, *shape) for each in asked]
     size = config.batch_size or (GRADED_BATCH if subjects[0].task.graded else USUAL_BATCH)
     headers = {subject.name: _header(config, subject, plans, size) for subject in subjects}
     folder = _folder(config, subjects, headers)
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         if journal.resumed:
             print(f"going on with the evaluation in {journal.folder.parent}")
     if subjects[0].task.graded:
-        check_graded(config, plans)
+        check_graded(config, plans, subjects)
         graded = [
             evaluate_graded(config, s, plans, device, own[s.name], journals[s.name], size)
             for s in subjects

@@ -97,7 +97,8 @@ dlr = LogitLoss("dlr", dlr_of)
 margin_targeted = TargetedLogitLoss("margin_targeted", margin_to)
 dlr_targeted = TargetedLogitLoss("dlr_targeted", dlr_to)
 
+UNTARGETED: Table[Loss] = Table("loss", {loss.name: loss for loss in (cross_entropy, margin, dlr)})
 LOSSES: Table[Loss] = Table(
     "loss",
-    {loss.name: loss for loss in (cross_entropy, margin, dlr, margin_targeted, dlr_targeted)},
+    {**UNTARGETED, **{loss.name: loss for loss in (margin_targeted, dlr_targeted)}},
 )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from .attacks import ATTACKS, Attack
 from .attacks.named import attack_named
-from .attacks.options import changed, takes
+from .attacks.options import changed, takes, told
 from .config import EvaluateConfig
 from .core import UserError
 from .records import FOOLED
 from .sweep import AttackPlan
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,16 @@ class Asked:
     attack: Attack
     budgets: tuple[float, ...]
 
-    def plan(self, height: int, width: int, frames: int = 1) -> AttackPlan:
-        """What to do on images of that size, or on clips of so many frames."""
+    def plan(self, task: Task, height: int, width: int, frames: int = 1) -> AttackPlan:
+        """What to do in a task on images of that size, or on clips of so many frames.
+
+        Raises UserError for a loss that the task has not got.
+        """
         budgets = self.budgets or self.attack.default_budgets(height, width)
         attack = self.attack
         if takes(attack, "frames"):
             attack = changed(attack, "frames", str(frames))
-        return AttackPlan(self.name, attack, budgets)
+        return AttackPlan(self.name, told(attack, self.name, task), budgets)
 
 
 def asked_for(config: EvaluateConfig) -> list[Asked]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectors import LABELS, every, images, smooth
+from detectors import LABELS, every, images, one_stage, smooth, two_stage
 from torch import Tensor, nn
 
+from robustbench_gpm.attacks import ATTACKS
 from robustbench_gpm.attacks.pgd import PGD
 from robustbench_gpm.core import Samples, UserError, frozen
+from robustbench_gpm.datasets import Split
+from robustbench_gpm.evaluator import Subject
+from robustbench_gpm.graded import GradedEvaluator
 from robustbench_gpm.models import ModelOptions
 from robustbench_gpm.models.detection_dense import digits_detector
+from robustbench_gpm.sweep import AttackPlan
+from robustbench_gpm.tasks import Detection
 from robustbench_gpm.tasks.detection_losses import DETECTION_LOSSES, fooled
 
 
@@ -62,6 +68,33 @@ def test_a_loss_is_its_parts(name: str, losses: dict, expected: list[float]) -> 
 def test_a_loss_of_a_part_that_is_not_there_says_so() -> None:
     with pytest.raises(UserError, match="no objectness loss.*classification, box"):
         DETECTION_LOSSES["objectness"](Told(**ONE), images(2), LABELS[:2])
+    with pytest.raises(UserError, match="no classification or objectness loss.*it has loss_box"):
+        DETECTION_LOSSES["vanishing"](Told(loss_box=[1.0, 2.0]), images(2), LABELS[:2])
+
+
+def test_vanishing_is_the_background_s_likelihood_at_every_anchor() -> None:
+    """TOG on a detector without objectness: all anchors against no label, here by focal loss."""
+    model, x = smooth(one_stage), images()
+    logits = model._looked_at(x)[0]  # type: ignore[operator]
+    p = logits.sigmoid()
+    each = 0.75 * p**2 * -(1 - p).log()
+    expected = each.sum((1, 2))
+    for name, sign in (("vanishing", -1), ("fabrication", 1)):
+        values = DETECTION_LOSSES[name](model, x, LABELS.double())
+        torch.testing.assert_close(values, sign * expected)
+
+
+def test_in_two_stages_it_is_that_of_the_likeliest_anchors_and_proposals() -> None:
+    """Cross-entropies of both stages against the background, each the mean of what counts."""
+    model, x = smooth(two_stage), images()
+    maps, logits, _, _, proposals = model._proposed(x)  # type: ignore[operator]
+    for place in range(len(x)):
+        first = -(1 - logits[place].topk(24).values.sigmoid()).log().mean()
+        of_one = [m[place : place + 1] for m in maps]
+        second, _ = model._look_at(of_one, [proposals[place][:12]])  # type: ignore[operator]
+        expected = first - second.log_softmax(1)[:, 0].mean()
+        value = DETECTION_LOSSES["vanishing"](model, x, LABELS.double())[place]
+        torch.testing.assert_close(-value, expected)
 
 
 @every
@@ -113,3 +146,27 @@ def test_attacks_make_objects_vanish_and_appear(trained: nn.Module) -> None:
     assert counts["fabrication"] >= 2  # where there is one square
     assert broken["vanishing"] == 1
     assert broken["total"] == 1
+
+
+def test_so_do_the_table_s_attacks_in_an_evaluation(trained: nn.Module) -> None:
+    x, y = squares(4)
+    split = Split((255 * x).to(torch.uint8), y, torch.arange(4), ("square",))
+    told: dict[str, object] = dict.fromkeys(
+        ("weights_hash", "data_hash", "configuration_hash"), "x"
+    )
+    measuring = GradedEvaluator(
+        Subject("squares", trained, split, Detection(), told), torch.device("cpu"), examples=4
+    )
+    assert (trained(split.batch(slice(None))[0])[..., 4] >= 0.5).sum(1).tolist() == [1] * 4
+    confident = {}
+    for name, budget in (
+        ("pgd-vanishing", 0.4),
+        ("pgd-fabrication", 0.5),
+        ("flow-pgd-vanishing", 4.0),
+    ):
+        measuring.attack(AttackPlan(name, ATTACKS[name], (budget,)))
+        attacked = [torch.from_numpy(picture.attacked) for picture in measuring.pictures[name]]
+        confident[name] = float((torch.stack(attacked)[..., 4] >= 0.5).sum()) / 4
+    assert confident["pgd-vanishing"] == 0
+    assert confident["flow-pgd-vanishing"] < 1
+    assert confident["pgd-fabrication"] > 1

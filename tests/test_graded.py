@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attack_stage import quick
 from torch import Tensor, nn
 
-from robustbench_gpm.attacks import ATTACKS
+from robustbench_gpm.attacks import ATTACKS, Attack
+from robustbench_gpm.attacks.apgd import APGD
+from robustbench_gpm.attacks.flow import FlowPGD
+from robustbench_gpm.attacks.pgd import PGD
+from robustbench_gpm.attacks.union import Composed, Union
 from robustbench_gpm.core import UserError
 from robustbench_gpm.datasets import Split
 from robustbench_gpm.evaluator import Subject
@@ -147,7 +152,9 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["fab", "deepfool", "fast", "apgd-t", "rotate-translate"])
+@pytest.mark.parametrize(
+    "name", ["fab", "deepfool", "fast", "apgd-t", "rotate-translate", "autoattack"]
+)
 def test_attacks_that_need_one_class_a_sample_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="choose an attack that raises a loss"):
         check_suits(plan(name, 0.1))
@@ -167,3 +174,65 @@ def _same(one: Any, other: Any) -> bool:
 
 
 _BLANK: dict[str, Any] = {"levels": (), "forwards": None, "backwards": None, "seconds": None}
+
+
+def test_a_union_brings_each_sample_as_low_as_the_worst_of_its_members() -> None:
+    members = (("pgd", PGD(random_start=False)), ("flow-pgd", FlowPGD()))
+    budgets, shares = (0.1, 0.25), (0.5, 1.0)
+    measuring = evaluator(examples=N)
+    measuring.attack(AttackPlan("union", Union(members, budgets), shares))
+    for (name, attack), budget in zip(members, budgets, strict=True):
+        ladder = tuple(share * budget for share in shares)
+        measuring.attack(AttackPlan(name, attack, ladder))
+    first = (members[1], members[0], budgets[::-1])
+    measuring.attack(AttackPlan("composed", Composed(*first), shares))
+    union, pgd, flow, composed = measuring.records().attacks
+    worst = set()
+    for together, *alone, both in zip(
+        union.levels, pgd.levels, flow.levels, composed.levels, strict=True
+    ):
+        scores = np.stack([level.score for level in alone])
+        np.testing.assert_array_equal(together.score, scores.min(0))
+        worst |= set(scores.argmin(0).tolist())
+        assert (both.score <= together.score).all()
+    assert worst == {0, 1}  # or the union would be the one or the other
+    assert (composed.levels[0].score < union.levels[0].score).any()
+    np.testing.assert_array_equal(union.forwards, pgd.forwards + flow.forwards)
+    for picture, score in zip(measuring.pictures["union"], union.levels[1].score, strict=True):
+        _, y = measuring._loaded(torch.tensor([picture.row]))
+        shown = measuring._measured(torch.from_numpy(picture.adversarial)[None], y)
+        assert shown.score.item() == score
+
+
+@pytest.mark.parametrize("labels_move", [False, True])
+def test_only_what_moves_pixels_moves_labels(labels_move: bool) -> None:
+    """Where a whole pixel's move cannot be blamed, intensities still can."""
+    measuring = evaluator(labels_move=labels_move)
+    measuring.attack(AttackPlan("union", ATTACKS["union"], (0.5, 1.0)))
+    measuring.attack(plan("pgd", 8 / 255))
+    union, pgd = measuring.records().attacks
+    assert (union.levels[-1].score <= pgd.levels[0].score).all()
+    assert (pgd.levels[0].score < 1).any()
+
+
+def test_attacks_that_usually_raise_a_margin_raise_what_there_is() -> None:
+    measuring = evaluator()
+    for name in ("square", "stadv", "smoothed-pgd", "shared-pgd"):
+        attack = quick(ATTACKS[name])
+        measuring.attack(AttackPlan(name, attack, (0.3,)))
+        done = measuring.records().attacks[-1]
+        assert "loss='cross_entropy'" in done.hyperparameters
+        assert done.levels[0].score.mean() < measuring.clean.score.mean()
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        (PGD(loss="vanishing"), "segmentation has none: choose from cross_entropy, masked"),
+        (ATTACKS["apgd-dlr"], "called 'dlr'"),
+        (APGD(loss="segpgd"), "changes from step to step"),
+    ],
+)
+def test_losses_of_other_tasks_are_refused(attack: Attack, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        evaluator().attack(AttackPlan("it", attack, (0.1,)))

@@ -14,11 +14,12 @@ from robustbench_gpm.tasks.segmentation_losses import (
     SEGMENTATION_LOSSES,
     SegmentationLoss,
     SegPGD,
+    masked_cross_entropy,
     pixel_cross_entropy,
     segpgd,
 )
 
-LOSSES = [pixel_cross_entropy, segpgd, SegPGD("segpgd", wrong=0.3)]
+LOSSES = [pixel_cross_entropy, masked_cross_entropy, SegPGD("segpgd", wrong=0.3)]
 
 
 class Given(nn.Module):
@@ -148,4 +149,5 @@ def test_numbers_out_of_range_are_refused() -> None:
 
 def test_the_table() -> None:
     assert SEGMENTATION_LOSSES["cross_entropy"] is pixel_cross_entropy
-    assert set(SEGMENTATION_LOSSES) == {"cross_entropy", "segpgd"}
+    assert SEGMENTATION_LOSSES["masked_cross_entropy"] is masked_cross_entropy
+    assert set(SEGMENTATION_LOSSES) == {"cross_entropy", "masked_cross_entropy", "segpgd"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "edges": (["--task", "segmentation", "--edge_lamb", "1"], "is for classification"),
     "trades": (["--task", "segmentation", "--adversarial", "trades"], "is for classification"),
     "fab": (["--task", "segmentation", "--adversarial", "fab"], "choose another attack"),
+    "segpgd": (["--task", "segmentation", "--adversarial", "segpgd"], "without a loss of its own"),
     "a classifier": (["--task", "detection", "--model_name", "vgg11"], "unknown detector"),
 }
 
@@ -112,3 +114,46 @@ def test_what_graded_tasks_cannot_be_evaluated_by_is_told(
     capsys.readouterr()
     assert cli.evaluate(["--limit", "4", "--attack", "pgd", *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_losses_suited_to_the_task_are_asked_for_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def evaluate(task: str, *flags: str) -> tuple[int, str]:
+        capsys.readouterr()
+        data = EMBEDDED[task]
+        given = ["--model", DATASETS[data].default_model, "--data_name", data, "--limit", "4"]
+        given += ["--device", "cpu", "--out", f"of_{task}"]
+        code = cli.evaluate([*given, "--attack", *flags])
+        return code, capsys.readouterr().err.strip().rpartition("\n")[2]
+
+    def raised(task: str) -> dict[str, str]:
+        told = json.loads((tmp_path / f"of_{task}/summary.json").read_text())["curves"]
+        return {
+            name: re.findall("loss='(.*?)'", c["hyperparameters"])[0] for name, c in told.items()
+        }
+
+    refused = (
+        ("segmentation", ["pgd", "--set", "loss=vanishing"], "cross_entropy, masked_cross_entropy"),
+        ("detection", ["segpgd"], "total, classification, objectness, box, vanishing, fabrication"),
+        ("detection", ["pgd", "--set", "loss=objectness"], "it has classification, box"),
+        ("video", ["pgd", "--set", "loss=segpgd"], "cross_entropy, margin, dlr"),
+    )
+    for task, flags, words in refused:
+        code, error = evaluate(task, *flags)
+        assert code == 2
+        assert words in error
+        assert error.startswith("evaluate.py: ")
+        assert not (tmp_path / f"of_{task}/records.parquet").exists()
+    quick = ["--set", "steps=2", "queries=3", "--budgets", "0.1"]
+    assert evaluate("segmentation", "segpgd", "flow-segpgd", "square", *quick)[0] == 0
+    assert raised("segmentation") == {
+        "segpgd": "segpgd",
+        "flow-segpgd": "segpgd",
+        "square": "cross_entropy",
+    }
+    flags = ["--set", "steps=2", "pgd.loss=vanishing", "--budgets", "0.1"]
+    assert evaluate("detection", "pgd", "flow-pgd", *flags)[0] == 0
+    assert raised("detection") == {"pgd": "vanishing", "flow-pgd": "total"}

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from ..attacks.options import innermost
 from ..config import EvaluateConfig
-from ..core import UserError
+from ..core import UserError, frozen
 from ..evaluator import Subject
 from ..journal import Journal
 from ..report.curves import draw_metric
 from ..sweep import AttackPlan
+from ..tasks.base import GradedTask
 from .evaluator import GradedEvaluator, check_suits
 from .pictures import draw_predictions
 from .records import GradedRecords, write
@@ -21,10 +23,14 @@ from .summary import curve, write_summary
 GRADED_BATCH = 16
 
 
-def check_graded(config: EvaluateConfig, plans: Sequence[AttackPlan]) -> None:
+def check_graded(
+    config: EvaluateConfig, plans: Sequence[AttackPlan], subjects: Sequence[Subject]
+) -> None:
     """Raise UserError for what has no meaning where predictions are graded."""
     for plan in plans:
         check_suits(plan)
+        for subject in subjects:
+            _check_losses(plan, subject)
     asked = {
         "--shard": config.shard is not None,
         "--escalate": config.escalate,
@@ -33,6 +39,15 @@ def check_graded(config: EvaluateConfig, plans: Sequence[AttackPlan]) -> None:
     for name, given in asked.items():
         if given:
             raise UserError(f"{name} is for tasks with one class a sample: leave it out")
+
+
+def _check_losses(plan: AttackPlan, subject: Subject) -> None:
+    """Raise UserError for a loss that this very model cannot give: it is asked for one."""
+    assert isinstance(subject.task, GradedTask)
+    x, y = subject.split.batch(slice(1))
+    for attack in innermost(plan.attack):
+        with frozen(subject.model), torch.no_grad():
+            subject.task.attack_loss(attack.loss_name)(subject.model, x, y)
 
 
 def evaluate_graded(

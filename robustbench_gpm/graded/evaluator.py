@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attacks import raises_any_loss
+from ..attacks import Attack, raises_any_loss
+from ..attacks.options import innermost, told
 from ..attacks.perturbed import Perturbed
-from ..core import Loss, Samples, UserError, frozen
+from ..core import Loss, Samples, UserError, frozen, loss_at
 from ..evaluator import Subject, shown_flow
 from ..journal import Journal
 from ..progress import bar
@@ -60,6 +62,7 @@ class GradedEvaluator:
         UserError for an attack that has no meaning here.
         """
         check_suits(plan)
+        plan = replace(plan, attack=told(plan.attack, plan.name, self.task))
         outcomes: list[Outcome] = []
         title, total = f"{self.subject.name}, {plan.name}", len(self.subject.split)
         with bar(title, total, "image", show=self.show) as progress:
@@ -98,13 +101,9 @@ class GradedEvaluator:
         levels, shown = [], list[Picture]()
         for place, budget in enumerate(plan.budgets):
             samples = self._samples(plan, budget, rows)
-            found = self._found(plan, budget, x, y, samples)
-            moved = self.labels_move and bool(found.moves.any())
-            labels = self.task.moved(y, found.flow) if moved else y
-            reached = self._measured(found.images, labels)
+            found, reached = self._worst_found(plan, budget, x, y, samples)
             worst = worse_of(worst, reached)
             levels.append(_level(worst))
-            samples.book(forwards=1)
             spent += torch.stack((samples.forwards, samples.backwards))
             if place == len(plan.budgets) // 2:
                 shown = self._pictures(budget, rows, (x, y), found, clean, reached)
@@ -112,13 +111,34 @@ class GradedEvaluator:
         forwards, backwards = spent.numpy()
         return Outcome(levels, forwards, backwards, np.full(len(rows), seconds), shown)
 
+    def _worst_found(
+        self, plan: AttackPlan, budget: float, x: Tensor, y: Tensor, samples: Samples
+    ) -> tuple[Perturbed, Measured]:
+        """Of what the attack, or each attack of several, finds, what brings a sample lowest."""
+        found, reached = Perturbed.changed(x, x.clone()), None
+        for other in self._found(plan, budget, x, y, samples):
+            moved = self.labels_move and bool(other.moves.any())
+            measured = self._measured(other.images, self.task.moved(y, other.flow) if moved else y)
+            samples.book(forwards=1)
+            lower = torch.ones(len(x), dtype=torch.bool)
+            if reached is not None:
+                lower = measured.score < reached.score
+            found.put(lower, other.select(lower))
+            reached = measured if reached is None else worse_of(reached, measured)
+        assert reached is not None
+        return found, reached
+
     def _found(
         self, plan: AttackPlan, budget: float, x: Tensor, y: Tensor, samples: Samples
-    ) -> Perturbed:
-        loss = NeverEnough(self.task.attack_loss(plan.attack.loss_name))
-        found = plan.attack.find(self.model, x, y, budget=budget, loss=loss, samples=samples)
-        check_kept_word(plan.attack, budget, found.images, plan.attack.size(found))
-        return found
+    ) -> Iterator[Perturbed]:
+        def loss_of(attack: Attack) -> Loss:
+            return NeverEnough(self.task.attack_loss(attack.loss_name))
+
+        for found in plan.attack.each_found(
+            self.model, x, y, budget=budget, loss_of=loss_of, samples=samples
+        ):
+            check_kept_word(plan.attack, budget, found.images, plan.attack.size(found))
+            yield found
 
     def _samples(self, plan: AttackPlan, budget: float, rows: Tensor) -> Samples:
         seed = zlib.crc32(f"{self.seed}/{plan.name}/{budget!r}".encode())
@@ -184,10 +204,14 @@ class NeverEnough:
         losses = self.inner(model, x, y)
         return losses, torch.zeros_like(losses, dtype=torch.bool)
 
+    def at(self, step: int, steps: int) -> NeverEnough:
+        """Whatever the loss is at that step of an attack."""
+        return NeverEnough(loss_at(self.inner, step, steps))
+
 
 def check_suits(plan: AttackPlan) -> None:
     """Raise UserError for an attack that needs one class a sample."""
-    if plan.attack.minimum_norm or not raises_any_loss(plan.attack):
+    if not all(map(raises_any_loss, innermost(plan.attack))):
         raise UserError(
             f"{plan.name} looks for another class than a sample's own, and here a sample has many: "
             "choose an attack that raises a loss, such as pgd, apgd, flow-pgd or stadv"

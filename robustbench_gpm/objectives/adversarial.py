@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..attacks import ATTACKS, Attack
+from ..attacks.any_loss import USUAL, AnyLoss
 from ..attacks.flow import FlowPGD
 from ..attacks.pgd import PGD
 from ..core import Table, UserError
@@ -109,6 +110,11 @@ class AdversarialOptions(Around):
         """The attack to train against. Raises UserError for a name or an option it hasn't got."""
         name = self.adversarial_attack or self.adversarial or ""
         attack = ADVERSARIES[name] if self.adversarial_attack else ASKED[name]
+        if isinstance(attack, AnyLoss) and attack.loss != USUAL:
+            raise UserError(
+                f"{name} is told to raise '{attack.loss}', and attacks in training raise what "
+                "training lowers: name one without a loss of its own, such as pgd or flow-pgd"
+            )
         if self.adversarial == "trades":
             check_raises_any_loss(name, attack)
         if self.adversarial in ("fgsm-rs", "free"):

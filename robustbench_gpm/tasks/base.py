@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..core import Loss
+from ..core import Loss, Table
 from ..datasets import Split
 
 Evidence = NDArray[np.float32]
@@ -24,6 +24,7 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str]  # in words, as on an axis
     graded: ClassVar[bool]  # whether a prediction can be half right; see GradedTask
+    usual_loss: ClassVar[str | None]  # what attacks raise untold; None if each has one of its own
 
     @property
     def validated(self) -> str:
@@ -35,9 +36,14 @@ class Task(ABC):
     def loss(self) -> Loss:
         """What training lowers, one number a sample."""
 
+    @property
     @abstractmethod
+    def losses(self) -> Table[Loss]:
+        """What an attack may be told to raise, by name."""
+
     def attack_loss(self, name: str) -> Loss:
         """The loss an attack asks for by name. Raises UserError for a name there is none of."""
+        return self.losses[name]
 
     @abstractmethod
     def validate(

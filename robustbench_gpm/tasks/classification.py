@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core import Loss
+from ..core import Loss, Table
 from ..datasets import Split
-from ..losses import LOSSES, cross_entropy
+from ..losses import LOSSES, UNTARGETED, cross_entropy
 from .base import Task
 
 
@@ -21,14 +21,20 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
     graded: ClassVar[bool] = False
+    usual_loss: ClassVar[str | None] = None
 
     @property
     def loss(self) -> Loss:
         """What training lowers: cross-entropy, shape (B,)."""
         return cross_entropy
 
+    @property
+    def losses(self) -> Table[Loss]:
+        """Those on class logits that know no target."""
+        return UNTARGETED
+
     def attack_loss(self, name: str) -> Loss:
-        """The loss an attack asks for by name. Raises UserError for a name there is none of."""
+        """The same, and those that attacks on a target raise by themselves."""
         return LOSSES[name]
 
     @torch.no_grad()

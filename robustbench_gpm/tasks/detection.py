@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core import Loss
+from ..core import Loss, Table
 from .base import Evidence, GradedTask, Measured
 from .detection_losses import DETECTION_LOSSES, total
 from .detection_metric import average_precision, mean_average_precision, quality
 from .moved_boxes import move_boxes
 
 TRUTH = 2.0  # in the place of a score, in evidence: this row is a label
-NAMES = {"cross_entropy": "total"}  # what attacks call the loss that training lowers
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Detection(GradedTask):
 
     name: ClassVar[str] = "detection"
     metric: ClassVar[str] = "mAP"
+    usual_loss: ClassVar[str | None] = "total"
     resampled: ClassVar[bool] = False
 
     @property
@@ -39,9 +39,14 @@ class Detection(GradedTask):
         """The sum of a detector's own losses, (B,)."""
         return total
 
+    @property
+    def losses(self) -> Table[Loss]:
+        """All of a detector's own losses, some of them, and those of objects there are none of."""
+        return DETECTION_LOSSES
+
     def attack_loss(self, name: str) -> Loss:
-        """The loss an attack asks for by name. Raises UserError for a name there is none of."""
-        return DETECTION_LOSSES[NAMES.get(name, name)]
+        """The same; what attacks call cross-entropy is what training lowers."""
+        return total if name == "cross_entropy" else DETECTION_LOSSES[name]
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, classes: int) -> Measured:  # noqa: ARG002
         """Score: an image's F1 at a score and an overlap of a half."""

@@ -34,18 +34,18 @@ class DetectionLoss:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Losses (B,) for images x (B,C,H,W) and labels y (B,M,5).
 
-        Raises UserError where the model has no such part.
+        Raises UserError where the model has no such part, or none of those it may have.
         """
         losses = model(x, torch.full_like(y, -1) if self.boxless else y)
-        missing = set(self.parts) - set(losses)
-        if missing:
-            raise UserError(
-                f"the model has no {min(missing)} loss, which the loss '{self.name}' is made of: "
-                f"it has {', '.join(losses)}"
-            )
         chosen = self.parts or tuple(
             part for part in losses if part in self.maybe or not self.maybe
         )
+        missing = set(chosen or self.maybe) - set(losses)
+        if missing:
+            raise UserError(
+                f"the model has no {' or '.join(sorted(missing))} loss, which the loss "
+                f"'{self.name}' is made of: it has {', '.join(losses)}"
+            )
         return self.sign * torch.stack([losses[part] for part in chosen]).sum(0)
 
     def judged(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ classification = DetectionLoss("classification", parts=("classification",))
 objectness = DetectionLoss("objectness", parts=("objectness",))
 box = DetectionLoss("box", parts=("box",))
 # Chow et al. 2020 (TOG, arXiv 2004.04320): objects vanish where the loss of an image without any is
-# lowered, and appear where it is raised.
+# lowered, and appear where it is raised. Boxes have no part in it: nothing stands for any.
 _SEEN = ("objectness", "classification")
 vanishing = DetectionLoss("vanishing", maybe=_SEEN, sign=-1, boxless=True)
 fabrication = DetectionLoss("fabrication", maybe=_SEEN, boxless=True)

@@ -23,6 +23,7 @@ class MultiLabel(GradedTask):
 
     name: ClassVar[str] = "multilabel"
     metric: ClassVar[str] = "mAP"
+    usual_loss: ClassVar[str | None] = "cross_entropy"
     resampled: ClassVar[bool] = True
 
     @property
@@ -30,9 +31,10 @@ class MultiLabel(GradedTask):
         """Binary cross-entropy, the mean over classes, (B,)."""
         return multi_hot
 
-    def attack_loss(self, name: str) -> Loss:
-        """The loss an attack asks for by name. Raises UserError for a name there is none of."""
-        return LOSSES[name]
+    @property
+    def losses(self) -> Table[Loss]:
+        """What training lowers is all there is."""
+        return LOSSES
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, classes: int) -> Measured:  # noqa: ARG002
         """Score: the mean probability that is given to what is so, class by class."""

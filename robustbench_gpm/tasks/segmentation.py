@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import masks
-from ..core import Loss
+from ..core import Loss, Table
 from .base import Evidence, GradedTask, Measured
 from .segmentation_losses import SEGMENTATION_LOSSES, pixel_cross_entropy
 from .segmentation_metric import confusion, image_iou, mean_iou, pixel_accuracy
@@ -23,6 +23,7 @@ class Segmentation(GradedTask):
 
     name: ClassVar[str] = "segmentation"
     metric: ClassVar[str] = "mIoU"
+    usual_loss: ClassVar[str | None] = "cross_entropy"
     resampled: ClassVar[bool] = True
 
     @property
@@ -30,9 +31,10 @@ class Segmentation(GradedTask):
         """The mean cross-entropy of each image's pixels, (B,)."""
         return pixel_cross_entropy
 
-    def attack_loss(self, name: str) -> Loss:
-        """The loss an attack asks for by name. Raises UserError for a name there is none of."""
-        return SEGMENTATION_LOSSES[name]
+    @property
+    def losses(self) -> Table[Loss]:
+        """Pixel by pixel: all alike, or the right ones before the wrong ones."""
+        return SEGMENTATION_LOSSES
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, classes: int) -> Measured:
         """Score: an image's own mean IoU; 0 where all of it is void."""

@@ -54,11 +54,12 @@ class SegmentationLoss:
 
 
 @dataclass(frozen=True)
-class SegPGD(SegmentationLoss):
-    """SegPGD's loss (Gu et al. 2022, arXiv 2207.12391), for attacks to raise.
+class RightBeforeWrong(SegmentationLoss):
+    """Pixels that are still right weigh 1 - `wrong`, those that are wrong `wrong`, in [0, 0.5].
 
-    Pixels that are still right weigh 1 - `wrong`, those that are wrong `wrong`, lambda there, in
-    [0, 0.5]. At 0 only right pixels count; at 0.5 it is half the cross-entropy.
+    At 0 only the right ones count: an attack spends nothing on pixels that are wrong already
+    (masked cross-entropy, Croce et al. 2023, arXiv 2306.12941). At 0.5 it is half the
+    cross-entropy.
     """
 
     wrong: float = 0.0
@@ -69,15 +70,24 @@ class SegPGD(SegmentationLoss):
         if not 0 <= self.wrong <= 0.5:
             raise UserError(f"the weight of wrong pixels must be in [0, 0.5], not {self.wrong}")
 
-    def at(self, step: int, steps: int) -> SegPGD:
-        """That of step t = 1..T of an attack: lambda = (t - 1) / 2T."""
-        return replace(self, wrong=(step - 1) / (2 * steps))
-
     def weights(self, logits: Tensor, y: Tensor) -> Tensor:
-        """1 - lambda where a pixel is right, lambda where it is wrong; constants, no gradients."""
+        """1 - `wrong` where a pixel is right, `wrong` where not; constants, no gradients."""
         right = logits.detach().argmax(1) == y
         light = torch.full_like(logits[:, 0].detach(), self.wrong)
         return torch.where(right, 1 - light, light)
+
+
+@dataclass(frozen=True)
+class SegPGD(RightBeforeWrong):
+    """SegPGD's loss (Gu et al. 2022, arXiv 2207.12391), which changes from step to step.
+
+    `wrong` is lambda there: 0 at first, when only right pixels count, and nearly 0.5 in the end,
+    when all count alike.
+    """
+
+    def at(self, step: int, steps: int) -> SegPGD:
+        """That of step t = 1..T of an attack: lambda = (t - 1) / 2T."""
+        return replace(self, wrong=(step - 1) / (2 * steps))
 
 
 def cross_entropy_of(logits: Tensor, y: Tensor) -> Tensor:
@@ -99,8 +109,10 @@ def pixel_accuracy_of(logits: Tensor, y: Tensor) -> Tensor:
 
 
 pixel_cross_entropy = SegmentationLoss("cross_entropy")
+masked_cross_entropy = RightBeforeWrong("masked_cross_entropy")
 segpgd = SegPGD("segpgd")
 
 SEGMENTATION_LOSSES: Table[Loss] = Table(
-    "segmentation loss", {loss.name: loss for loss in (pixel_cross_entropy, segpgd)}
+    "segmentation loss",
+    {loss.name: loss for loss in (pixel_cross_entropy, masked_cross_entropy, segpgd)},
 )
