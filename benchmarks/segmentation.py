@@ -1,6 +1,6 @@
 """Road scenes, segmented: plain, with GPM, and with the flow-gradient penalty.
 
-python benchmarks/segmentation.py --data_path DIR --limit 100 --seeds 0 1 2
+python benchmarks/segmentation.py --data_path DIR --limit 50 --seeds 0 1 2
 """
 
 from study import Study, main
@@ -25,8 +25,8 @@ STUDY = Study(
     },
     attacks=("pgd", "segpgd", "flow-pgd"),
     budgets=(
-        *("pgd=0.5/255,1/255,2/255,4/255", "segpgd=0.5/255,1/255,2/255,4/255"),
-        "flow-pgd=0.1,0.25,0.5,1",
+        *("pgd=1/255,2/255,4/255", "segpgd=1/255,2/255,4/255"),
+        "flow-pgd=0.25,0.5,1",
     ),
     evaluated=("--set", "steps=10"),
     shown=("baseline", "gpm", "flow_gradient"),

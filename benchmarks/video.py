@@ -26,8 +26,8 @@ STUDY = Study(
     },
     attacks=("pgd", "shared-pgd", "flow-clip-pgd"),
     budgets=(
-        *("pgd=1/255,2/255,4/255,8/255", "shared-pgd=1/255,2/255,4/255,8/255"),
-        "flow-clip-pgd=0.1,0.25,0.5,1",
+        *("pgd=1/255,2/255,4/255", "shared-pgd=1/255,2/255,4/255"),
+        "flow-clip-pgd=0.25,0.5,1",
     ),
     shown=("baseline", "gpm"),
 )
