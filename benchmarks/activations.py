@@ -22,7 +22,7 @@ STUDY = Study(
     },
     attacks=("fast", "flow-pgd"),
     budgets=("fast=8/255,16/255,32/255,48/255", "flow-pgd=0.05,0.1,0.155,0.2"),
-    shown="silu",
+    shown=("silu",),
 )
 
 if __name__ == "__main__":

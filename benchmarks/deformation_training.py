@@ -31,7 +31,7 @@ STUDY = Study(
         "rotate-translate=0.5,1,2,4,8",
         "pgd=0.5/255,1/255,2/255,4/255,8/255",
     ),
-    shown="both",
+    shown=("both",),
     pictures=("deformations.png", "deformation.gif"),
 )
 

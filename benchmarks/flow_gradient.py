@@ -21,7 +21,7 @@ STUDY = Study(
         "stadv=0.05,0.1,0.155,0.2,0.3",
         "pgd=0.5/255,1/255,2/255,4/255",
     ),
-    shown="flow_gradient",
+    shown=("flow_gradient",),
 )
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ STUDY = Study(
     },
     attacks=("flow-pgd", "pgd"),
     budgets=("flow-pgd=0.05,0.1,0.155,0.2", "pgd=0.5/255,1/255,2/255,4/255"),
-    shown="exact",
+    shown=("exact",),
 )
 
 if __name__ == "__main__":

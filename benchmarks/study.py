@@ -13,17 +13,19 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+from outcomes import Row, how_measured, outcomes
 from pages import commit, put_section
 from pgd import machine
 
 from robustbench_gpm.checkpoint import CARD, Card, read_card
 from robustbench_gpm.core import pick_device
-from robustbench_gpm.records import Records, read
-from robustbench_gpm.summary import proportion, robust_accuracy
+from robustbench_gpm.summary import Proportion
+from robustbench_gpm.tasks import TASKS
+
+Measured = dict[int, dict[str, list[Row]]]  # by seed and model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,8 +35,8 @@ class Study:
     """What is compared.
 
     recipe: a file, or None for the embedded digits; variants: name in the legend -> flags of
-    main.py beside the recipe's; attacks and budgets: evaluate.py's; shown: the variant whose
-    pictures are copied to docs/images.
+    main.py beside the recipe's; attacks, budgets and `evaluated`, further flags: evaluate.py's;
+    shown: the variants whose pictures are copied to docs/images.
     """
 
     name: str
@@ -44,8 +46,10 @@ class Study:
     variants: Mapping[str, Sequence[str]]
     attacks: Sequence[str]
     budgets: Sequence[str]
-    shown: str
+    shown: Sequence[str]
     pictures: Sequence[str] = ("examples.png",)
+    task: str = "classification"
+    evaluated: Sequence[str] = ()
 
 
 def run(*words: object) -> None:
@@ -78,8 +82,8 @@ def _source(study: Study, given: argparse.Namespace) -> list[object]:
     return ["--data_path", given.data_path] if study.recipe else []
 
 
-def evaluate(study: Study, given: argparse.Namespace, seed: int) -> dict[str, Records]:
-    """Attack all models of a seed; their records by name."""
+def evaluate(study: Study, given: argparse.Namespace, seed: int) -> dict[str, list[Row]]:
+    """Attack all models of a seed; what was measured of each, by name."""
     out = ROOT / "results" / f"{study.name}_seed{seed}"
     models = [folder(given, variant, seed) for variant in study.variants]
     if not (out / "curve.png").exists():
@@ -87,66 +91,52 @@ def evaluate(study: Study, given: argparse.Namespace, seed: int) -> dict[str, Re
             *("evaluate.py", *_source(study, given), "--checkpoint", *models),
             *("--attack", *study.attacks, "--budgets", *study.budgets),
             *("--limit", given.limit, "--examples", 2, "--out", out),
+            *study.evaluated,
         )
-    return {name: read(out / name) for name in study.variants}
+    return {name: outcomes(out / name, study.task) for name in study.variants}
 
 
 def percent(share: float, low: float, high: float) -> str:
-    """A share with its interval: 53.1 (50.0-56.2)."""
-    return f"{100 * share:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+    """A share with its interval, if it has one: 53.1 (50.0-56.2)."""
+    interval = f" ({100 * low:.1f}-{100 * high:.1f})" if low < high else ""
+    return f"{100 * share:.1f}{interval}"
 
 
-def table(measured: dict[str, Records]) -> list[str]:
+def table(columns: Mapping[str, Sequence[Row]]) -> list[str]:
     """One line an attack and budget, one column a model."""
-    first = next(iter(measured.values()))
-    lines = [f"| attack | budget | {' | '.join(measured)} |", "|---|---|" + "---|" * len(measured)]
-    clean = [percent(*proportion(records.right)) for records in measured.values()]
-    lines.append(f"| none | | {' | '.join(clean)} |")
-    for place, attack in enumerate(first.attacks):
-        rows = [robust_accuracy(records, records.attacks[place]) for records in measured.values()]
-        for label, shares in zip(attack.labels, zip(*rows, strict=True), strict=True):
-            cells = " | ".join(percent(*share) for share in shares)
-            lines.append(f"| `{attack.name}` | {label} | {cells} |")
+    lines = [f"| attack | budget | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    for rows in zip(*columns.values(), strict=True):
+        name = f"`{rows[0].attack}`" if rows[0].attack else "none"
+        cells = " | ".join(percent(*row.left) for row in rows)
+        lines.append(f"| {name} | {rows[0].label} | {cells} |")
     return lines
 
 
-def over_seeds(study: Study, measured: dict[int, dict[str, Records]]) -> list[str]:
+def over_seeds(study: Study, measured: Measured) -> list[str]:
     """A table of means over seeds, each with the least and the largest."""
     columns = {
-        name: np.array([shares(records[name]) for records in measured.values()])
+        name: [spread(rows) for rows in zip(*(m[name] for m in measured.values()), strict=True)]
         for name in study.variants
     }
-    first = next(iter(measured.values()))[next(iter(study.variants))]
-    places = [("none", "")]
-    places += [(f"`{attack.name}`", label) for attack in first.attacks for label in attack.labels]
-    lines = ["### Over seeds", "", "Mean, with the least and the largest.", ""]
-    lines += [f"| attack | budget | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
-    for row, (attack, label) in enumerate(places):
-        cells = [
-            percent(float(c[:, row].mean()), float(c[:, row].min()), float(c[:, row].max()))
-            for c in columns.values()
-        ]
-        lines.append(f"| {attack} | {label} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return ["### Over seeds", "", "Mean, with the least and the largest.", "", *table(columns), ""]
 
 
-def shares(records: Records) -> list[float]:
-    """Clean accuracy, then the robust ones of every attack and budget."""
-    robust = [point.value for a in records.attacks for point in robust_accuracy(records, a)]
-    return [proportion(records.right).value, *robust]
+def spread(rows: Sequence[Row]) -> Row:
+    """The mean over seeds, with the least and the largest in the interval's place."""
+    values = [row.left.value for row in rows]
+    return replace(rows[0], left=Proportion(sum(values) / len(values), min(values), max(values)))
 
 
 def training_line(card: Card) -> str:
     """What a training cost, and where it ended."""
     seconds = sum(epoch.get("seconds", 0) for epoch in card.history)
     took = f" in {seconds / 60:.0f} minutes" if seconds else ""
-    best = card.history[card.best_epoch - 1]["validation_accuracy"]
-    return f"{len(card.history)} epochs{took}, validation accuracy {100 * best:.1f} %"
+    validated = TASKS[card.task]().validated
+    best = card.history[card.best_epoch - 1][validated]
+    return f"{len(card.history)} epochs{took}, {validated.replace('_', ' ')} {100 * best:.1f} %"
 
 
-def section(
-    study: Study, given: argparse.Namespace, measured: dict[int, dict[str, Records]]
-) -> str:
+def section(study: Study, given: argparse.Namespace, measured: Measured) -> str:
     """The study's section of docs/results.md."""
     seeds = " ".join(str(seed) for seed in measured)
     where = "--data_path DIR " if study.recipe else ""
@@ -156,9 +146,11 @@ def section(
         "",
         *textwrap.wrap(study.text, 100),
         *textwrap.wrap(given.note, 100),
-        f"Accuracy in per cent with Wilson's 95% interval, on the first {given.limit} images of a",
-        "fixed shuffle of the test split. A sample counts as robust at a budget only if no smaller",
-        "one fooled it.",
+        *textwrap.wrap(
+            f"{how_measured(study.task)} Measured on the first {given.limit} of a fixed shuffle of "
+            "the test split.",
+            100,
+        ),
         "",
         "```",
         f"python benchmarks/{study.name}.py {where}--limit {given.limit} --seeds {seeds}",
@@ -179,24 +171,26 @@ def section(
         for name in study.variants:
             lines.append(f"- `{name}`: {training_line(read_card(folder(given, name, seed)))}")
         lines += ["", f"![Accuracy versus budget, seed {seed}](images/{study.name}_seed{seed}.png)"]
-        for picture in study.pictures:
-            shown = image_name(study, seed, picture)
-            lines += ["", f"![{study.shown} under attack, seed {seed}](images/{shown})"]
+        for shown in study.shown:
+            for picture in study.pictures:
+                path = image_name(study, shown, seed, picture)
+                lines += ["", f"![{shown} under attack, seed {seed}](images/{path})"]
         lines.append("")
     return "\n".join(lines)
 
 
-def image_name(study: Study, seed: int, picture: str) -> str:
+def image_name(study: Study, variant: str, seed: int, picture: str) -> str:
     """What a copied picture is called in docs/images."""
     path = Path(picture)
-    return f"{study.name}_{path.stem}_seed{seed}{path.suffix}"
+    which = f"_{variant}" if len(study.shown) > 1 else ""
+    return f"{study.name}_{path.stem}{which}_seed{seed}{path.suffix}"
 
 
 def main(study: Study) -> None:
     """Everything."""
     parser = argparse.ArgumentParser(description=study.heading)
     if study.recipe:
-        parser.add_argument("--data_path", type=Path, required=True, help="holds cifar10")
+        parser.add_argument("--data_path", type=Path, required=True, help="the recipe's data set")
     parser.add_argument("--checkpoints_dir", type=Path, default=ROOT / "checkpoints" / study.name)
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -211,8 +205,10 @@ def main(study: Study) -> None:
         measured[seed] = evaluate(study, given, seed)
         out = ROOT / "results" / f"{study.name}_seed{seed}"
         shutil.copy(out / "curve.png", images / f"{study.name}_seed{seed}.png")
-        for picture in study.pictures:
-            shutil.copy(out / study.shown / picture, images / image_name(study, seed, picture))
+        for variant in study.shown:
+            for picture in study.pictures:
+                shown = images / image_name(study, variant, seed, picture)
+                shutil.copy(out / variant / picture, shown)
     text = section(study, given, measured)
     put_section(ROOT / "docs/results.md", f"{study.name}.py", text, title="Results")
     print(json.dumps({seed: list(records) for seed, records in measured.items()}))
