@@ -15,7 +15,7 @@ STUDY = Study(
         "A small one-stage detector on BCCD at 96x128 pixels, trained plainly (`baseline`) and "
         "with GPM (`gpm`)."
     ),
-    recipe="recipes/bccd_small.yaml",
+    recipe="recipes/bccd_small_short.yaml",
     variants={"baseline": (), "gpm": GPM},
     attacks=("pgd", "flow-pgd"),
     budgets=("pgd=1/255,2/255,4/255", "flow-pgd=0.5,1,2"),

@@ -14,7 +14,7 @@ STUDY = Study(
         "Faster R-CNN with a ResNet-18 and a feature pyramid, from scratch, on BCCD at 96x128 "
         "pixels: trained plainly (`baseline`) and with GPM (`gpm`)."
     ),
-    recipe="recipes/bccd_faster_rcnn.yaml",
+    recipe="recipes/bccd_faster_rcnn_short.yaml",
     variants={"baseline": (), "gpm": GPM},
     attacks=("pgd", "flow-pgd"),
     budgets=("pgd=2/255,4/255", "flow-pgd=0.5,1"),

@@ -17,7 +17,7 @@ STUDY = Study(
         "cross-entropy of the pixels (`pgd`) or SegPGD's (`segpgd`); labels stay where they are "
         "under `flow-pgd`."
     ),
-    recipe="recipes/camvid_unet.yaml",
+    recipe="recipes/camvid_unet_short.yaml",
     variants={
         "baseline": (),
         "gpm": ("--gpm_lamb", "50", *DIFFERENCES),

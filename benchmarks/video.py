@@ -18,7 +18,7 @@ STUDY = Study(
         "by itself, `shared-pgd` all alike; `flow-clip-pgd` moves every frame's pixels, smoothly "
         "in time."
     ),
-    recipe="recipes/actions_clip_cnn.yaml",
+    recipe="recipes/actions_clip_cnn_short.yaml",
     variants={
         "baseline": (),
         "gpm": ("--gpm_lamb", "50", *DIFFERENCES),

@@ -65,7 +65,7 @@ def test_each_is_understood_and_trains_what_it_is_called(path: Path) -> None:
     named = [label for name, label in LABELS.items() if f"_{name}" in path.stem]
     for label in named:
         assert f"_{options.label}".find(f"_{label}") >= 0, options.label
-    if path.stem not in ("cifar10_resnet8_short", "cifar10_vgg11_short"):
+    if not path.stem.endswith("_short"):  # these leave the objective to whoever compares them
         assert named or "adversarial" in path.stem
 
 
