@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from test_records import synthetic
 
+from robustbench_gpm.graded import read as read_graded
+from robustbench_gpm.graded.summary import curve
 from robustbench_gpm.records import write
 from robustbench_gpm.summary import summarise
 
@@ -34,14 +37,18 @@ def test_notebooks_are_valid_and_stripped(path: Path) -> None:
         assert cell.execution_count is None
 
 
-def execute(parameters: dict[str, str]) -> dict[str, list[nbformat.NotebookNode]]:
+def execute(
+    parameters: dict[str, str], name: str = "01_accuracy_versus_budget"
+) -> dict[str, list[nbformat.NotebookNode]]:
     """Run the notebook, some lines of it replaced; the outputs by cell."""
-    notebook = nbformat.read(FOLDER / "01_accuracy_versus_budget.ipynb", as_version=4)
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    whole = "".join(cell.source for cell in notebook.cells)
+    assert all(line in whole for line in parameters)
     for cell in notebook.cells:
         for line, other in parameters.items():
             cell.source = cell.source.replace(line, other)
     client = nbclient.NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+        notebook, timeout=480, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
     )
     client.execute()
     return {cell.id: cell.outputs for cell in code_cells(notebook)}
@@ -88,3 +95,37 @@ def test_accuracy_versus_budget_runs_on_records_alone(
         "figures/penalised/deformations.png",
         "figures/penalised/examples.png",
     ]
+
+
+def test_tasks_are_measured_where_there_are_no_records_and_drawn_again_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESULTS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    small = {"IMAGES = 2000": "IMAGES = 64", "LIMIT = 50": "LIMIT = 2", "EPOCHS = {": QUICK}
+    once = execute(small, "02_tasks")
+    figures = tmp_path / "tasks/figures"
+    drawn = {path: path.read_bytes() for path in figures.rglob("*.png")}
+    assert {str(path.relative_to(figures)) for path in drawn} >= {
+        f"{task}/{name}.png"
+        for task in ("segmentation", "detection", "video")
+        for name in ("curve", "examples")
+        if task != "video" or name == "curve"  # untrained, it may have nothing to be fooled about
+    }
+    for folder in (tmp_path / "tasks").glob("*/checkpoint"):
+        shutil.rmtree(folder)  # the records are enough
+    again = execute({}, "02_tasks")
+    assert {path: path.read_bytes() for path in drawn} == drawn
+    told = ["".join(output.text for output in outputs["table"]) for outputs in (once, again)]
+    assert told[0] == told[1]
+    for start in ("segmentation under flow-pgd, mIoU", "detection under pgd, mAP", "video under"):
+        assert start in told[0]
+    for task in ("segmentation", "detection"):
+        measured = read_graded(tmp_path / "tasks" / task)
+        for attack in measured.attacks:
+            assert f"{100 * curve(measured, attack)[-1].value:.1f}" in told[0]
+    assert ["image/png" in output.data for output in again["pictures"]] == [True, True]
+
+
+QUICK = """EPOCHS = dict.fromkeys(("segmentation", "detection", "video"), 1)
+EPOCHS | {"""

@@ -383,8 +383,8 @@ def test_a_class_without_a_name_is_its_number(tmp_path: Path, drawn: list[Figure
 
 def test_the_report_needs_records_alone_and_what_draws() -> None:
     """No evaluator, no network, and no pyplot with its global state."""
-    standard = {"__future__", "collections", "itertools", "math", "pathlib", "textwrap", "typing"}
-    allowed = standard | {"matplotlib", "numpy", "PIL", "torch"}
+    standard = {"__future__", "collections", "dataclasses", "itertools", "math", "pathlib"}
+    allowed = standard | {"textwrap", "typing", "matplotlib", "numpy", "PIL", "torch"}
     allowed |= {"records", "summary", "files", "deformation"}
     files = list(Path(inspect.getfile(report)).parent.glob("*.py"))
     allowed |= {path.stem for path in files}

@@ -1,130 +1,276 @@
-"""Pictures of attacked samples: the image with its labels, what was predicted before and after."""
+"""Pictures of attacked samples: what was so, what was predicted, and the same under attack.
+
+They are kept in `examples.parquet`, a row a picture, as raw little-endian float32 numbers beside
+their shapes, so that figures can be drawn again without attacking again.
+"""
 
 from __future__ import annotations
 
+import json
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from ..core import UserError
+from ..files import atomically, writable_folder
 from ..masks import VOID
+from ..records import EXAMPLES, HASHES, KEY
+from ..report.overlays import AFTER, BEFORE, SURE, drawn_boxes, show_bars, show_boxes, show_mask
+from ..report.palette import NOT_COUNTED, OTHERS, Classes, coloured
 from ..report.panels import set_title, show_difference, show_flow, show_image
 from ..report.saving import save
+from ..tasks.detection_metric import quality
+from ..tasks.segmentation_metric import confusion, image_iou
 from .batch import Picture
 from .records import GradedRecords
+from .summary import task_of
 
-WIDTH = 2.3  # inches a panel
-SURE = 0.5  # boxes below this score are not drawn
-MOST_NAMED = 20  # classes that a legend can hold
+SCHEMA = "graded pictures 1"
+_ARRAYS = ("image", "adversarial", "flow", "truth", "clean", "attacked")
+PANEL, WIDE_PANEL = 1.75, 2.5  # inches; of six in a row, and of four
+MOST_ROWS = 8
+TWO_LINES = 1.5  # width for each height from which on a picture has two lines
+MOST_NAMED = 24  # classes that a legend can hold
+CHANGE = "difference: red is brighter, blue darker; flow: arrows go where a pixel is read from"
 
-Overlay = Callable[[Axes, NDArray[np.float32], NDArray[Any], GradedRecords], None]
+Pictures = Mapping[str, Sequence[Picture]]
+_Image = NDArray[np.float32]
 
 
-def draw_predictions(
-    records: GradedRecords, pictures: Mapping[str, Sequence[Picture]], folder: Path
-) -> Path | None:
+@dataclass(frozen=True)
+class Overlay:
+    """Labels that stand on images: how they are drawn, which classes they show, how they score.
+
+    `scored` takes a batch of predictions, one of labels and the number of classes.
+    """
+
+    show: Callable[[Axes, _Image, NDArray[Any], Classes], None]
+    kinds: Callable[[NDArray[Any]], NDArray[Any]]
+    score: str
+    scored: Callable[[Tensor, Tensor, int], Tensor]
+    caption: str
+
+
+def _show_mask(panel: Axes, image: _Image, mask: NDArray[Any], classes: Classes) -> None:
+    show_mask(panel, image, mask, classes, VOID)
+
+
+OVERLAYS = {
+    "segmentation": Overlay(
+        _show_mask,
+        np.ravel,
+        "mean IoU",
+        lambda found, y, classes: image_iou(confusion(found.long(), y.long(), classes)),
+        CHANGE,
+    ),
+    "detection": Overlay(
+        show_boxes,
+        lambda boxes: drawn_boxes(boxes)[:, -1],
+        "F1",
+        lambda found, y, _: quality(found, y),
+        f"boxes of a score of {100 * SURE:.0f}% or more; {CHANGE}",
+    ),
+}
+
+
+def draw_predictions(records: GradedRecords, pictures: Pictures, folder: Path) -> Path | None:
     """Draw `folder/examples.png`, a row a picture; None where there are none.
 
-    A row: the image with its true labels, the prediction on it, the attacked image with the
-    prediction on that, and what was changed: the difference, or the flow as arrows.
+    A row: the image, its true labels, the prediction on it; the attacked image, the prediction on
+    that; and what was changed, the difference, or the flow as arrows. Above a prediction stands the
+    sample's own score, against labels that moved along if the records' did. Where labels
+    lie nowhere in the image, a row is the image, the attacked one, the change, and how likely
+    classes are before and after. A row of images much wider than high has two lines. Of each attack
+    there are as many rows as make eight in all, and at least one. The pictures are kept in
+    `folder/examples.parquet` as well.
     """
-    rows = [(name, picture) for name, each in pictures.items() for picture in each]
-    if not rows:
+    each = max(1, MOST_ROWS // max(1, sum(map(bool, pictures.values()))))
+    shown = [(name, picture) for name, own in pictures.items() for picture in own[:each]]
+    if not shown:
         return None
-    height, width = rows[0][1].image.shape[-2:]
-    size = (4 * WIDTH, len(rows) * (WIDTH * height / width + 0.5) + 0.8)
+    _keep(records, pictures, folder)
+    overlay = OVERLAYS.get(records.task)
+    seen, most = _seen(overlay, [picture for _, picture in shown]), 6 if overlay else 4
+    classes = coloured(records.classes, seen)
+    height, width = shown[0][1].image.shape[-2:]
+    lines = 2 if overlay and width > TWO_LINES * height else 1
+    across = lines * (PANEL if overlay else WIDE_PANEL)
+    tall = across * min(height / width, TWO_LINES) + 0.5
+    size = (most // lines * across, len(shown) * lines * tall + 0.6)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(textwrap.shorten(records.model, 70, placeholder="…"), fontsize=11)
-    overlay = OVERLAYS[records.task]
-    for panels, (name, picture) in zip(
-        figure.subplots(len(rows), 4, squeeze=False), rows, strict=True
-    ):
-        label = _label(records, name, picture.budget)
-        shown = (
-            ("labels", picture.image, picture.truth),
-            ("predicted", picture.image, picture.clean),
-            (f"predicted under {name}\nat {label}", picture.adversarial, picture.attacked),
-        )
-        for panel, (title, image, labels) in zip(panels, shown, strict=False):
-            overlay(panel, image, labels, records)
-            set_title(panel, title)
-        if picture.flow.size:
-            show_flow(panels[3], picture.image, picture.flow)
+    figure.suptitle(textwrap.shorten(records.model, 90, placeholder="…"), fontsize=11)
+    panels = figure.subplots(len(shown) * lines, most // lines, squeeze=False)
+    for row, (name, picture) in zip(panels.reshape(-1, most), shown, strict=True):
+        if overlay is None:
+            _draw_words(list(row), name, picture, classes, records)
         else:
-            show_difference(panels[3], picture.adversarial - picture.image)
-    _legend(figure, records)
+            _draw_overlaid(list(row), name, picture, overlay, classes, records)
+    _add_legend(figure, overlay, classes, seen)
     return save(figure, folder / "examples.png")
 
 
-def _label(records: GradedRecords, name: str, budget: float) -> str:
+def _draw_overlaid(
+    panels: Sequence[Axes],
+    name: str,
+    picture: Picture,
+    overlay: Overlay,
+    classes: Classes,
+    records: GradedRecords,
+) -> None:
+    image, labels, before, attacked, after, change = panels
+    show_image(image, picture.image)
+    set_title(image, "image")
+    overlay.show(labels, picture.image, picture.truth, classes)
+    set_title(labels, "labels")
+    show_image(attacked, picture.adversarial)
+    set_title(attacked, _under(records, name, picture))
+    truth = moved = torch.from_numpy(picture.truth.copy())[None]
+    if records.labels_move and picture.flow.size:
+        moved = task_of(records).moved(truth, torch.from_numpy(picture.flow.copy())[None])
+
+    def predicted(panel: Axes, title: str, on: _Image, what: NDArray[Any], y: Tensor) -> None:
+        overlay.show(panel, on, what, classes)
+        found = torch.from_numpy(what.copy())[None]
+        score = float(overlay.scored(found, y, len(records.classes)).nan_to_num(0.0))
+        set_title(panel, f"{title}\n{overlay.score} {100 * score:.0f}%")
+
+    predicted(before, "prediction", picture.image, picture.clean, truth)
+    predicted(after, "prediction under attack", picture.adversarial, picture.attacked, moved)
+    _show_change(change, picture)
+
+
+def _draw_words(
+    panels: Sequence[Axes], name: str, picture: Picture, classes: Classes, records: GradedRecords
+) -> None:
+    image, attacked, change, bars = panels
+    show_image(image, picture.image)
+    set_title(image, "image")
+    show_image(attacked, picture.adversarial)
+    set_title(attacked, _under(records, name, picture))
+    _show_change(change, picture)
+    show_bars(bars, picture.truth, picture.clean, picture.attacked, classes)
+    bars.set_box_aspect(picture.image.shape[-2] / picture.image.shape[-1])
+    set_title(bars, "probability, 0 to 100%")
+
+
+def _show_change(panel: Axes, picture: Picture) -> None:
+    if picture.flow.size:
+        show_flow(panel, picture.image, picture.flow)
+    else:
+        show_difference(panel, picture.adversarial - picture.image)
+
+
+def _under(records: GradedRecords, name: str, picture: Picture) -> str:
+    """The attack and its budget."""
     attack = next(attack for attack in records.attacks if attack.name == name)
-    return attack.labels[attack.budgets.index(budget)]
+    return f"attacked by {name}\n{attack.labels[attack.budgets.index(picture.budget)]}"
 
 
-def show_mask(
-    panel: Axes, image: NDArray[np.float32], mask: NDArray[Any], records: GradedRecords
+def _seen(overlay: Overlay | None, pictures: Sequence[Picture]) -> Counter[int]:
+    """How often each class, or void, is seen in labels and predictions."""
+    seen = Counter[int]()
+    if overlay is None:
+        return seen
+    for picture in pictures:
+        for labels in (picture.truth, picture.clean, picture.attacked):
+            kinds, counts = np.unique(overlay.kinds(labels).astype(int), return_counts=True)
+            seen.update(dict(zip(kinds.tolist(), counts.tolist(), strict=True)))
+    return seen
+
+
+def _add_legend(
+    figure: Figure, overlay: Overlay | None, classes: Classes, seen: Counter[int]
 ) -> None:
-    """An image with a mask (H,W) of classes in colours over it; void is left as it is."""
-    show_image(panel, image)
-    colours = np.array([colour_of(k, records) for k in range(len(records.classes))])
-    known = mask != VOID
-    shades = np.zeros((*mask.shape, 4))
-    shades[known, :3] = colours[mask[known].astype(int)]
-    shades[known, 3] = 0.6
-    panel.imshow(shades, interpolation="nearest")
+    """Put below what the colours mean, of what is seen, and make the figure taller by it."""
+    if overlay is None:
+        handles = [Patch(color=BEFORE, label="clean"), Patch(color=AFTER, label="under attack")]
+        caption = f"in bold: the classes that hold\n{CHANGE}"
+    else:
+        named = [k for k in sorted(seen) if k in classes.colours][:MOST_NAMED]
+        handles = [Patch(color=classes.colour(k), label=classes.name(k)) for k in named]
+        if any(0 <= k < len(classes.names) and classes.covers(k) for k in seen if k not in named):
+            handles.append(Patch(facecolor=OTHERS, edgecolor="0.7", label="other classes"))
+        if VOID in seen and overlay.show is _show_mask:
+            handles.append(Patch(color=NOT_COUNTED, label="not counted"))
+        if any(k < -1 for k in seen):
+            handles.append(Patch(color=NOT_COUNTED, label="ignored"))
+        caption = overlay.caption
+    width, height = figure.get_size_inches()
+    for columns in range(max(1, min(len(handles), 12)), 0, -1):
+        legend = figure.legend(
+            handles=handles,
+            title=caption,
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=8,
+            title_fontsize=8,
+            frameon=False,
+            handlelength=1.2,
+            columnspacing=1.2,
+        )
+        legend.get_title().set_multialignment("center")
+        extent = legend.get_window_extent()
+        if extent.width < 0.98 * figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_size_inches(width, height + extent.height / figure.dpi)
 
 
-def show_boxes(
-    panel: Axes, image: NDArray[np.float32], boxes: NDArray[Any], records: GradedRecords
-) -> None:
-    """An image with boxes: labels (M,5), or predictions (D,6) with their scores."""
-    show_image(panel, image)
-    for row in boxes:
-        (left, top, right, bottom), kind = row[:4], int(row[-1])
-        if kind < 0 or (len(row) == 6 and row[4] < SURE):
-            continue
-        colour = colour_of(kind, records)
-        corner = (left - 0.5, top - 0.5)  # pixel centres are whole numbers in a picture
-        frame = Rectangle(corner, right - left, bottom - top, fill=False, color=colour, lw=1.4)
-        panel.add_patch(frame)
+def _keep(records: GradedRecords, pictures: Pictures, folder: Path) -> None:
+    """Write the pictures into `folder/examples.parquet`."""
+    rows = []
+    for name, own in pictures.items():
+        for picture in own:
+            row: dict[str, Any] = {"attack": name, "row": picture.row, "budget": picture.budget}
+            for key in _ARRAYS:
+                values = np.ascontiguousarray(getattr(picture, key), "<f4")
+                row |= {key: values.tobytes(), f"{key}/shape": list(values.shape)}
+            rows.append(row)
+    about = {"schema": SCHEMA, **_whose(records)}
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({KEY: json.dumps(about).encode()})
+    writable_folder(folder, "--out")
+    with atomically(folder / EXAMPLES) as path:
+        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
-def colour_of(kind: int, records: GradedRecords) -> tuple[float, float, float]:
-    """A colour for a class."""
-    few = len(records.classes) <= MOST_NAMED
-    colours = mpl.colormaps["tab20" if few else "gist_ncar"]
-    place = kind if few else (kind + 0.5) / len(records.classes)
-    red, green, blue, _ = colours(place)
-    return float(red), float(green), float(blue)
+def read_pictures(records: GradedRecords, folder: Path) -> dict[str, list[Picture]]:
+    """The pictures in `folder` by attack, of the evaluation that the records are of.
+
+    None of any attack where there is no file. Raises UserError for one that is damaged, or of
+    another evaluation.
+    """
+    path = folder / EXAMPLES
+    pictures: dict[str, list[Picture]] = {attack.name: [] for attack in records.attacks}
+    if not path.is_file():
+        return pictures
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        about = json.loads(table.schema.metadata[KEY])
+        if about != {"schema": SCHEMA, **_whose(records)}:
+            raise ValueError("it is of another evaluation")
+        for row in table.to_pylist():
+            arrays = {
+                key: np.frombuffer(row[key], "<f4").reshape(row[f"{key}/shape"]) for key in _ARRAYS
+            }
+            pictures[row["attack"]].append(Picture(row["row"], row["budget"], **arrays))
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
+    return pictures
 
 
-def _legend(figure: Figure, records: GradedRecords) -> None:
-    if len(records.classes) > MOST_NAMED:
-        return
-    patches = [
-        Patch(color=colour_of(k, records), label=name) for k, name in enumerate(records.classes)
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-
-
-def show_words(
-    panel: Axes, image: NDArray[np.float32], shares: NDArray[Any], records: GradedRecords
-) -> None:
-    """An image with the classes (K,) that hold, or are given more than a half, beneath it."""
-    show_image(panel, image)
-    held = [name for name, share in zip(records.classes, shares, strict=True) if share > SURE]
-    panel.set_xlabel(textwrap.fill(", ".join(held) or "none", 30), fontsize=7)
-
-
-OVERLAYS: dict[str, Overlay] = {
-    "segmentation": show_mask,
-    "detection": show_boxes,
-    "multilabel": show_words,
-}
+def _whose(records: GradedRecords) -> dict[str, object]:
+    return {key: records.provenance[key] for key in HASHES} | {"labels_move": records.labels_move}

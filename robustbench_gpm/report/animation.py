@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..deformation import Padding, warp
 from ..records import Example, Records
 from .choice import chosen
 from .saving import save_animation
+from .tiles import captioned, enlarged, side_by_side
 from .words import LETTERS, attacked_with, verdict
 
 MOST = 4  # examples side by side
 FRAMES = 20
-SMALLEST, LARGEST = 192, 320  # pixels along an image's longer side
-MARGIN, LETTER, LINE = 8, 13, 18  # pixels
 MOMENT, PAUSE = 90, 700  # milliseconds: a frame, and those of either end
 _Images = NDArray[np.float32]
 
@@ -46,7 +44,7 @@ def draw_animation(
         return None
     shares = 1 - np.abs(2 * np.arange(FRAMES) / FRAMES - 1)  # 0, up to 1, and down again
     tiles = [_tiles(example, records, shares, padding, smooth=smooth) for example in examples]
-    frames = [_side_by_side(tile) for tile in zip(*tiles, strict=True)]
+    frames = [side_by_side(moment) for moment in zip(*tiles, strict=True)]
     pauses = [PAUSE if share in (0, 1) else MOMENT for share in shares]
     return save_animation(frames, pauses, folder / "deformation.gif")
 
@@ -87,51 +85,6 @@ def _tiles(
     ]
     images = between(example, shares, padding)
     return [
-        _tile(_enlarged(image, smooth=smooth), above, f"largest move: {share * largest:.2f} px")
+        captioned(enlarged(image, smooth=smooth), above, f"largest move: {share * largest:.2f} px")
         for image, share in zip(images, shares, strict=True)
     ]
-
-
-def _enlarged(image: _Images, *, smooth: bool) -> Image.Image:
-    """An image (C,H,W) in [0,1], a whole number of times as large; a very large one is shrunk."""
-    levels = (255 * image).round().astype(np.uint8)
-    picture = Image.fromarray(levels.transpose(1, 2, 0) if len(levels) == 3 else levels[0])
-    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
-    times = -(-SMALLEST // max(picture.size))
-    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return picture.resize((times * picture.width, times * picture.height), how)
-
-
-def _tile(picture: Image.Image, above: list[str], below: str) -> Image.Image:
-    """A picture with lines of text above and below."""
-    width = max(picture.width, SMALLEST)
-    top = len(above) * LINE + 4
-    tile = Image.new(picture.mode, (width, top + picture.height + LINE + 2), "white")
-    tile.paste(picture, ((width - picture.width) // 2, top))
-    pen = ImageDraw.Draw(tile)
-    for number, text in enumerate(above):
-        _write(pen, text, number * LINE, width)
-    _write(pen, below, top + picture.height + 2, width)
-    return tile
-
-
-def _write(pen: ImageDraw.ImageDraw, text: str, y: int, room: int) -> None:
-    """A line of text in the middle, in smaller print where it would be wider than `room`."""
-    path = Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"  # the letters of the figures
-    size = LETTER
-    font = ImageFont.truetype(path, size)
-    while font.getlength(text) > room and size > 6:
-        size -= 1
-        font = ImageFont.truetype(path, size)
-    pen.text((room / 2, y + LINE / 2), text, fill="black", font=font, anchor="mm")
-
-
-def _side_by_side(tiles: tuple[Image.Image, ...]) -> Image.Image:
-    height = max(tile.height for tile in tiles)
-    width = sum(tile.width for tile in tiles) + MARGIN * (len(tiles) + 1)
-    frame = Image.new(tiles[0].mode, (width, height + 2 * MARGIN), "white")
-    left = MARGIN
-    for tile in tiles:
-        frame.paste(tile, (left, MARGIN + height - tile.height))  # level at the bottom
-        left += tile.width + MARGIN
-    return frame

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..records import AttackColumns, Example, Records
 
@@ -11,12 +15,17 @@ MOST_ROWS = 8
 
 
 def chosen(
-    records: Records, examples: Iterable[Example], each: int, most: int = MOST_ROWS
+    records: Records,
+    examples: Iterable[Example],
+    each: int,
+    most: int = MOST_ROWS,
+    *,
+    whole: bool = False,
 ) -> list[Example]:
     """Up to `each` of an attack and `most` in all; the attacks take turns, and stand in order.
 
     Of an attack the most telling come first: those of the budget that about half of the samples
-    withstand.
+    withstand. Of clips the frame in the middle, unless they are asked for `whole`.
     """
     by_attack: dict[str, list[Example]] = {}
     for example in examples:
@@ -25,7 +34,26 @@ def chosen(
         by_attack[name] = _telling(records.attack(name), shown)[:each]
     turns = [e for turn in zip_longest(*by_attack.values()) for e in turn if e is not None]
     order = list(by_attack)
-    return sorted(turns[:most], key=lambda example: order.index(example.attack))
+    shown = sorted(turns[:most], key=lambda example: order.index(example.attack))
+    return shown if whole else [_middle(example, frames_of(records)) for example in shown]
+
+
+def frames_of(records: Records) -> int:
+    """Of how many frames the examples' images are, one after another as channels; 1 for images."""
+    return int(str(records.provenance.get("frames", 1)))
+
+
+def _middle(example: Example, frames: int) -> Example:
+    """The frame in the middle of a clip, and the flow of that frame."""
+
+    def middle(channels: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.split(channels, frames)[frames // 2]
+
+    flow = example.flow
+    if flow is not None and len(flow) > 2:
+        flow = middle(flow)
+    clean, adversarial = middle(example.clean), middle(example.adversarial)
+    return replace(example, clean=clean, adversarial=adversarial, flow=flow)
 
 
 def _telling(attack: AttackColumns, examples: list[Example]) -> list[Example]:
