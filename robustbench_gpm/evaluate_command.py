@@ -19,7 +19,14 @@ from .journal import Journal, belongs
 from .objectives import PENALTIES
 from .plans import asked_for
 from .records import Records
-from .report import draw_animation, draw_curves, draw_deformations, draw_examples
+from .report import (
+    draw_animation,
+    draw_clip_animation,
+    draw_clips,
+    draw_curves,
+    draw_deformations,
+    draw_examples,
+)
 from .shards import Shard
 from .subjects import subjects_of
 from .summary import robust_accuracy, write_summary
@@ -119,7 +126,8 @@ def report(measured: Records, folder: Path) -> None:
     write_summary(measured, folder)
     draw_curves([measured], folder)
     shown = int(str(measured.provenance["examples"]))
-    for draw in (draw_examples, draw_deformations, draw_animation):
+    pictures = (draw_examples, draw_deformations, draw_animation, draw_clips, draw_clip_animation)
+    for draw in pictures:
         draw(measured, folder, shown)
     for attack in measured.attacks:
         points = zip(attack.labels, robust_accuracy(measured, attack), strict=True)

@@ -151,6 +151,7 @@ class Evaluator:
                 "search": self.search_facts,
                 "shared_work": self.shared,
                 "examples": self.examples,
+                "frames": split.frames,
                 "shard": shard,
                 "checks": self.examination.cost if self.examination else None,
                 "escalated": self._escalated,
@@ -241,9 +242,9 @@ class Evaluator:
             clean_confidence=float(self.confidence[place]),
             prediction=candidate.prediction,
             confidence=candidate.confidence,
-            clean=split.shown(clean[0]).numpy(),
-            adversarial=split.shown(candidate.adversarial).numpy(),
-            flow=None if flow is None else shown_flow(flow, split.frames).numpy(),
+            clean=clean[0].numpy(),
+            adversarial=candidate.adversarial.numpy(),
+            flow=None if flow is None else flow.numpy(),
         )
 
 

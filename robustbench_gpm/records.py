@@ -87,7 +87,11 @@ class AttackColumns:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One sample kept for the picture: images (C,H,W) float32 in [0,1], flow (2,H,W) in pixels."""
+    """One sample kept for the picture: images (C,H,W) float32 in [0,1], flow (2,H,W) in pixels.
+
+    A clip of T frames has them one after another as channels (T*C,H,W), and a flow that is each
+    frame's own too (2T,H,W).
+    """
 
     index: int
     label: int
@@ -254,11 +258,11 @@ def _assemble(samples: pa.Table, examples: pa.Table, described: dict[str, Any]) 
 
 
 def _example(row: dict[str, Any]) -> Example:
-    def image(key: str, channels: int) -> NDArray[np.float32]:
+    def image(key: str) -> NDArray[np.float32]:
         values = np.frombuffer(row[key], "<f4").astype(np.float32)  # a copy, to be written to
-        return values.reshape(channels, *row["shape"][1:])
+        return values.reshape(-1, *row["shape"][1:])
 
-    clean, adversarial = (image(key, row["shape"][0]) for key in _IMAGES[:2])
-    flow = None if row["flow"] is None else image("flow", 2)
+    clean, adversarial = (image(key) for key in _IMAGES[:2])
+    flow = None if row["flow"] is None else image("flow")
     known = {key: row[key] for key in _EXAMPLE}
     return Example(**known, clean=clean, adversarial=adversarial, flow=flow)
