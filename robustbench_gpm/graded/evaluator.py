@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from ..attacks import raises_any_loss
 from ..attacks.perturbed import Perturbed
 from ..core import Loss, Samples, UserError, frozen
-from ..evaluator import Subject, shown_flow
+from ..evaluator import Subject, middle, shown_flow
 from ..journal import Journal
 from ..progress import bar
+from ..shards import Shard
 from ..sweep import AttackPlan
 from ..tasks.base import GradedTask, Measured
+from ..trust import Examination, GradedView, connected
 from ..verdict import check_kept_word
 from .batch import Outcome, Picture, join, pack, unpack
 from .records import GradedAttack, GradedRecords, Level
@@ -40,18 +42,34 @@ class GradedEvaluator:
         seed: int = 0,
         examples: int = 2,
         labels_move: bool = False,
+        shard: Shard | None = None,
+        checks: bool = False,
         show_progress: bool = False,
     ) -> None:
-        """`labels_move`: judge a deformation by labels that moved along with the pixels."""
+        """`labels_move`: judge a deformation by labels that moved along with the pixels.
+
+        `checks` looks for what makes a result doubtful, on the whole split whatever the shard; see
+        trust.
+        """
         assert isinstance(subject.task, GradedTask)
         self.subject, self.task, self.device = subject, subject.task, device
         self.seed, self.show = seed, show_progress
         self.examples, self.labels_move = examples, labels_move
+        split, self.shard, self.batch_size = subject.split, shard, batch_size
+        self.batches = (shard or Shard()).batches(len(split), batch_size)
+        self.rows = torch.cat([rows for _, rows in self.batches])
         self.model = subject.model.to(device)
+        view = GradedView(self.task, len(split.classes), self._loss("cross_entropy"))
+        self.examination: Examination | None = None
+        if checks:
+            self.examination = Examination(
+                self.model, split, view, device, batch_size=batch_size, seed=seed
+            )
         self.pictures: dict[str, list[Picture]] = {}
         self._attacks: list[GradedAttack] = []
-        self.batches = torch.split(torch.arange(len(subject.split)), batch_size)
-        self.clean = join([_level(self._measured(*self._loaded(rows))) for rows in self.batches])
+        self.clean = self._clean()
+        x, y = self._loaded(self.rows[:1])
+        self.searched = connected(self.model, x, lambda model, x: view.outputs(model, x, y))
 
     def attack(self, plan: AttackPlan, journal: Journal | None = None) -> None:
         """Run one attack over its budgets, and add it to the records.
@@ -60,10 +78,12 @@ class GradedEvaluator:
         UserError for an attack that has no meaning here.
         """
         check_suits(plan)
+        if self.examination is not None:
+            self.examination.beside(self.searched, plan.attack.threat, middle(plan))
         outcomes: list[Outcome] = []
-        title, total = f"{self.subject.name}, {plan.name}", len(self.subject.split)
+        title, total = f"{self.subject.name}, {plan.name}", len(self.rows)
         with bar(title, total, "image", show=self.show) as progress:
-            for number, rows in enumerate(self.batches):
+            for number, rows in self.batches:
                 outcome = None if journal is None else journal.load(plan.name, number, unpack)
                 if outcome is None:
                     outcome = self._attacked(plan, rows)
@@ -77,18 +97,46 @@ class GradedEvaluator:
 
     def records(self) -> GradedRecords:
         """The records of every attack run so far."""
-        split = self.subject.split
+        split, looked = self.subject.split, self.examination
+        findings = looked.findings if looked else []
         return GradedRecords(
             model=self.subject.name,
             task=self.task.name,
             metric=self.task.metric,
             classes=split.classes,
             labels_move=self.labels_move,
-            index=split.index.numpy(),
+            index=split.index[self.rows].numpy(),
             clean=self.clean,
             attacks=tuple(self._attacks),
-            provenance={**self.subject.provenance, "examples": self.examples},
+            provenance={
+                **self.subject.provenance,
+                "examples": self.examples,
+                "shard": self.shard.told(len(split), self.batch_size) if self.shard else None,
+                "checks": looked.cost if looked else None,
+            },
+            flags=tuple(finding.flag.as_dict(finding.at) for finding in findings),
+            pictures={name: tuple(pictures) for name, pictures in self.pictures.items()},
         )
+
+    def _clean(self) -> Level:
+        """What is made of the samples without any attack. Raises UserError for NaN outputs."""
+        broken = False
+
+        def look(_: nn.Module, __: object, outputs: Tensor) -> None:
+            nonlocal broken
+            broken |= not bool(outputs.isfinite().all())
+
+        looking = self.model.register_forward_hook(look)
+        try:
+            levels = [_level(self._measured(*self._loaded(rows))) for _, rows in self.batches]
+        finally:
+            looking.remove()
+        if broken:
+            raise UserError(
+                f"{self.subject.name} gives outputs that are NaN or infinite on clean images: "
+                "its weights are damaged, or its input is not what it was trained on"
+            )
+        return join(levels)
 
     def _attacked(self, plan: AttackPlan, rows: Tensor) -> Outcome:
         """One batch over all budgets."""
@@ -115,10 +163,13 @@ class GradedEvaluator:
     def _found(
         self, plan: AttackPlan, budget: float, x: Tensor, y: Tensor, samples: Samples
     ) -> Perturbed:
-        loss = NeverEnough(self.task.attack_loss(plan.attack.loss_name))
-        found = plan.attack.find(self.model, x, y, budget=budget, loss=loss, samples=samples)
+        loss = self._loss(plan.attack.loss_name)
+        found = plan.attack.find(self.searched, x, y, budget=budget, loss=loss, samples=samples)
         check_kept_word(plan.attack, budget, found.images, plan.attack.size(found))
         return found
+
+    def _loss(self, name: str) -> NeverEnough:
+        return NeverEnough(self.task.attack_loss(name))
 
     def _samples(self, plan: AttackPlan, budget: float, rows: Tensor) -> Samples:
         seed = zlib.crc32(f"{self.seed}/{plan.name}/{budget!r}".encode())
@@ -145,7 +196,7 @@ class GradedEvaluator:
         split = self.subject.split
         return [
             Picture(
-                row,
+                int(split.index[row]),
                 budget,
                 image=split.shown(batch[0][i]).cpu().numpy(),
                 adversarial=split.shown(found.images[i]).cpu().numpy(),
