@@ -32,7 +32,7 @@ FALLS = 0.1  # of the images: twice that, since one bad step near the image's ed
 UNFINISHED = 0.1  # PGD's hundred steps honestly gain up to 6 points over its twenty (l2, measured)
 CHANCE = 4  # images: a count below 4 lies within two standard errors (its root, twice) of none
 
-LEAST = 0.2  # of a score, for an image to be right enough to lose something
+LEAST = 0.1  # of a score, for an image to be right enough to lose something
 DOWN = 0.95  # of the clean score, taken away: little is left that another attack could take
 
 QUERIES = 180  # random search fools half of what is to be fooled in digits by then
@@ -42,9 +42,9 @@ Norm = Literal["linf", "l2"]
 
 @dataclass(frozen=True)
 class Signs:
-    """What was seen of each of n images: which have no gradient and whose loss a PGD run does not
-    raise, (n,) bool, and how far each falls to which probe, (n,) in [0,1], `smooth` and `blind`
-    beyond the others: they run on whom none before brings down.
+    """What was seen of each of n images: which have no gradient, whose loss a PGD run does not
+    raise, and on which `blind` random search takes more than gradients do, (n,) bool; how far each
+    falls to the other probes, (n,) in [0,1], `smooth` beyond those before it.
     """
 
     flat: Tensor
@@ -93,11 +93,11 @@ def indicators(
                 probing = _Probing(probed, norm, view, here.select(right), score[right])
                 parts.append(probing.signs(images[right], labels[right], budget))
     flags = raised("randomised_outputs", unsteady, FLOAT_NOISE)
-    return flags + (_told(Signs.joined(parts)) if parts else [])
+    return flags + (_told(Signs.joined(parts), view.standing) if parts else [])
 
 
-def _told(signs: Signs) -> list[Flag]:
-    """What the signs of n images amount to."""
+def _told(signs: Signs, standing: float) -> list[Flag]:
+    """What the signs of n images amount to; `standing` may stand an attack without a bound."""
     n = len(signs.flat)
     least = max(SHARE, CHANCE / n)
     white_box = _share(signs.pgd.maximum(signs.longer))
@@ -108,7 +108,7 @@ def _told(signs: Signs) -> list[Flag]:
         *raised("more_steps_still_help", white_box - _share(signs.pgd), UNFINISHED + CHANCE / n),
         *raised("transfer_beats_white_box", _share(signs.smooth), least),
         *raised("black_box_beats_white_box", _share(signs.blind), least),
-        *raised("unbounded_attack_fails", _share(1 - signs.unbounded), least),
+        *raised("unbounded_attack_fails", _share(1 - signs.unbounded), max(standing, CHANCE / n)),
     ]
 
 
@@ -129,15 +129,21 @@ class _Probing:
         before, _ = view.judge(model, x, y, self.samples)
         everyone = torch.ones_like(flat)
         pgd, after = self._run(PGD(norm), x, y, budget, everyone)
-        fgsm, _ = self._run(FGSM(norm), x, y, budget, everyone)
-        longer, _ = self._run(PGD(norm, steps=100), x, y, budget, (pgd < DOWN) & ~flat)
+        fgsm, once = self._run(FGSM(norm), x, y, budget, everyone)
+        more = (pgd < DOWN) & ~flat
+        longer, later = self._run(PGD(norm, steps=100), x, y, budget, more)
         white_box = pgd.maximum(fgsm).maximum(longer)
+        nearest = after.maximum(once).maximum(later)
         left = white_box < DOWN
+
+        def beyond(attack: Attack) -> Tensor:
+            """How much more of the score it takes, and not by chance: the loss is higher too."""
+            fallen, reached = self._run(attack, x, y, budget, left)
+            return (fallen - white_box).clamp_min(0) * ~(reached <= nearest)
+
         # Made on a smooth surrogate: the model averaged over noise.
-        surrogate = SmoothedPGD(norm, steps=10, step_size=0.25, draws=6)
-        smooth, _ = self._run(surrogate, x, y, budget, left)
-        blind, _ = self._run(Square(norm, queries=QUERIES), x, y, budget, left)
-        smooth, blind = ((other - white_box).clamp_min(0) for other in (smooth, blind))
+        smooth = beyond(SmoothedPGD(norm, steps=10, step_size=0.25, draws=6))
+        blind = beyond(Square(norm, queries=QUERIES)) > view.material
         # The whole of [0,1]^n lies within this distance of any of its points.
         whole = float(THREATS[norm].size(torch.ones_like(x[:1])))
         unbounded, _ = self._run(PGD(norm), x, y, whole, everyone)
@@ -147,7 +153,7 @@ class _Probing:
         self, attack: Attack, x: Tensor, y: Tensor, budget: float, chosen: Tensor
     ) -> tuple[Tensor, Tensor]:
         """How far the attack brings the chosen down, (n,) in [0,1], and how near to an error."""
-        fallen, reached = torch.zeros_like(self.clean), torch.zeros_like(x[:, 0, 0, 0])
+        fallen, reached = torch.zeros_like(self.clean), torch.full_like(x[:, 0, 0, 0], -torch.inf)
         if bool(chosen.any()):
             part, loss = self.samples.select(chosen), self.view.loss_of(attack.loss_name)
             x, y = x[chosen], y[chosen]
