@@ -79,6 +79,17 @@ def test_an_attack_has_something_to_lower(task: str) -> None:
 
 
 @tasks
+@pytest.mark.parametrize("name", ["square", "smoothed-pgd"])
+def test_attacks_on_a_margin_raise_the_task_s_own_loss(task: str, name: str) -> None:
+    few = {"queries": 40} if name == "square" else {"steps": 3, "draws": 2}
+    attack = replace(ATTACKS[name], **few)  # type: ignore[type-var]
+    running = evaluator(task)
+    running.attack(AttackPlan(name, attack, (0.2,)))
+    records = running.records()
+    assert records.attacks[0].levels[0].score.mean() < records.clean.score.mean() - 0.01
+
+
+@tasks
 @pytest.mark.parametrize("parts", [2, 3, 4])
 def test_shards_merge_to_the_whole(task: str, parts: int, tmp_path: Path) -> None:
     whole = evaluated(task)

@@ -169,7 +169,13 @@ class GradedEvaluator:
         return found
 
     def _loss(self, name: str) -> NeverEnough:
-        return NeverEnough(self.task.attack_loss(name))
+        """What an attack raises; for a margin, where the task knows none, what training lowers."""
+        try:
+            return NeverEnough(self.task.attack_loss(name))
+        except UserError:
+            if name != "margin":
+                raise
+            return NeverEnough(self.task.attack_loss("cross_entropy"))
 
     def _samples(self, plan: AttackPlan, budget: float, rows: Tensor) -> Samples:
         seed = zlib.crc32(f"{self.seed}/{plan.name}/{budget!r}".encode())
