@@ -31,6 +31,7 @@ from .shards import Shard
 from .subjects import subjects_of
 from .summary import robust_accuracy, write_summary
 from .sweep import AttackPlan
+from .trust import sentences
 
 RESULTS = Path("results")
 USUAL_BATCH = 250
@@ -61,7 +62,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     if subjects[0].task.graded:
         check_graded(config, plans, subjects)
         graded = [
-            evaluate_graded(config, s, plans, device, own[s.name], journals[s.name], size)
+            evaluate_graded(config, s, plans, device, own[s.name], journals[s.name], size, shard)
             for s in subjects
         ]
         if len(subjects) > 1:
@@ -133,9 +134,8 @@ def report(measured: Records, folder: Path) -> None:
         points = zip(attack.labels, robust_accuracy(measured, attack), strict=True)
         curve = ", ".join(f"{label}: {robust.value:.1%}" for label, robust in points)
         print(f"{measured.model} under {attack.name}: {curve}")
-    for flag in measured.flags:
-        where = ", ".join(str(word) for word in (measured.model, flag.get("at")) if word)
-        print(f"{flag.get('kind', 'doubt')}: {flag['name']} ({where}): {flag['meaning']}")
+    for line in sentences(measured.model, measured.flags):
+        print(line)
 
 
 def _parser(prog: str) -> Parser:

@@ -24,7 +24,7 @@ from .shards import Shard
 from .showcase import Candidate, shown
 from .sweep import AttackPlan, Sweep, Trail
 from .tasks import Classification, Task
-from .trust import Examination, Flag, connected
+from .trust import ClassView, Examination, Flag, connected
 from .verdict import Verifier
 
 COMPARED = 16  # images on which a faster copy must agree with the model
@@ -75,7 +75,7 @@ class Evaluator:
         self.examination: Examination | None = None
         if checks or escalate:
             self.examination = Examination(
-                model, subject.split, self.task, device, batch_size=batch_size, seed=seed
+                model, subject.split, ClassView(self.task), device, batch_size=batch_size, seed=seed
             )
         self.escalate, self._escalated = escalate, dict[str, dict[str, object]]()
         self.verifier = self._prepared(model, first.to(device))
@@ -133,10 +133,7 @@ class Evaluator:
     def records(self) -> Records:
         """The records of every attack run so far."""
         split, provenance = self.subject.split, dict(self.subject.provenance)
-        shard: dict[str, object] | None = None
-        if self.shard is not None:
-            shard = {"part": self.shard.part, "parts": self.shard.parts, "total": len(split)}
-            shard["batch_size"] = self.batch_size
+        shard = self.shard.told(len(split), self.batch_size) if self.shard else None
         return Records(
             model=self.subject.name,
             classes=split.classes,
@@ -176,7 +173,7 @@ class Evaluator:
         if self.examination is None:
             return []
         searched = next(m for m in self.verifier.ladder if not getattr(m, "coarse", False))
-        return self.examination.beside(searched, plan.attack.threat, _middle(plan))
+        return self.examination.beside(searched, plan.attack.threat, middle(plan))
 
     def _escalate(self, plan: AttackPlan, flags: list[Flag]) -> AttackPlan:
         """The plan, with the attacks that its flags call for where that was asked for."""
@@ -275,11 +272,12 @@ def _worth_keeping(trails: Iterable[Trail], room: Mapping[float, int]) -> list[C
 
 def _standing(outcomes: Iterable[Outcome | None], plan: AttackPlan) -> str:
     """The robust accuracy at the middle budget, of the samples done so far."""
-    budget = _middle(plan)
+    budget = middle(plan)
     done = np.array([outcome.smallest for outcome in outcomes if outcome is not None])
     robust = 1 - float((done <= budget).mean()) if len(done) else 1.0
     return f"robust {robust:.1%} at {plan.attack.threat.label(budget)}"
 
 
-def _middle(plan: AttackPlan) -> float:
+def middle(plan: AttackPlan) -> float:
+    """The budget that progress is told at, and that the checks look at."""
     return plan.budgets[len(plan.budgets) // 2]

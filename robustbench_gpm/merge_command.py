@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import records
+from . import graded, records
 from .core import UserError
 from .evaluate_command import report
 from .files import try_folder
 from .flags import Parser, parse
+from .graded import GradedRecords
+from .graded.command import report_graded
+from .records import Records
 from .shards import merged
 
 
@@ -23,8 +26,26 @@ def run(arguments: Sequence[str], prog: str) -> None:
     out = try_folder(Path(values["out"]), "--out")
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise UserError(f"--out {out} is one of the shards: choose another folder")
-    whole = merged([records.read(folder) for folder in folders])
-    records.write(whole, out)
-    report(whole, out)
+    _merge(folders, out)
     print(f"results: {out}")
     print(f"figure: {out / 'curve.png'}")
+
+
+def _merge(folders: Sequence[Path], out: Path) -> None:
+    """Write the whole into `out`, and report it, by the kind of records there are."""
+    classified, scored = list[Records](), list[GradedRecords]()
+    for folder in folders:
+        if graded.holds_graded(folder):
+            scored.append(graded.read(folder))
+        else:
+            classified.append(records.read(folder))
+    if classified and scored:
+        raise UserError("these records are of different tasks: merge the shards of one evaluation")
+    if scored:
+        scores = graded.merged(scored)
+        graded.write(scores, out)
+        report_graded(scores, out)
+    else:
+        whole = merged(classified)
+        records.write(whole, out)
+        report(whole, out)

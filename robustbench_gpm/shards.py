@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .core import UserError
@@ -49,15 +50,38 @@ class Shard:
             )
         return mine
 
+    def told(self, total: int, batch_size: int) -> dict[str, object]:
+        """What the provenance of its records says, by which they can be merged."""
+        share = {"part": self.part, "parts": self.parts}
+        return {**share, "total": total, "batch_size": batch_size}
 
-def merged(parts: Sequence[Records]) -> Records:
-    """One set of records from those of all shards, as one process would have left them.
 
-    Raises UserError where a shard is missing, given twice, or of another evaluation.
+class Named(Protocol):
+    """An attack's columns, of whatever kind."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Part(Protocol):
+    """The records of a shard, of whatever kind."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def attacks(self) -> Sequence[Named]: ...
+    @property
+    def provenance(self) -> dict[str, object]: ...
+
+
+def fitted(parts: Sequence[Part]) -> NDArray[np.int64]:
+    """In which order to take the rows of these parts, one part after another, to have the whole.
+
+    Raises UserError where a shard is missing, given twice, unfinished, or of another evaluation.
     """
     first = parts[0]
     about = [_shard_of(records) for records in parts]
-    kinds = {(r.model, *(str(r.provenance[name]) for name in HASHES)) for r in parts}
+    kinds = {(type(r), r.model, *(str(r.provenance[name]) for name in HASHES)) for r in parts}
     if len(kinds) > 1:
         raise UserError("these records are of different evaluations: merge the shards of one only")
     sharings = {
@@ -78,7 +102,20 @@ def merged(parts: Sequence[Records]) -> Records:
         raise UserError("some of these shards are unfinished: run them again until they end")
     shares = [Shard(int(s["part"]), count).batches(total, size) for s in about]
     rows = np.concatenate([torch.cat([r for _, r in share]).numpy() for share in shares])
-    order = np.argsort(rows)
+    return np.argsort(rows)
+
+
+def of_the_whole(part: Part) -> dict[str, object]:
+    """The provenance of what a shard is a part of."""
+    return {**part.provenance, "shard": None}
+
+
+def merged(parts: Sequence[Records]) -> Records:
+    """One set of records from those of all shards, as one process would have left them.
+
+    Raises UserError as `fitted` does.
+    """
+    first, order = parts[0], fitted(parts)
 
     def joined(arrays: Sequence[Any]) -> Any:
         return np.concatenate(arrays)[order]
@@ -93,7 +130,7 @@ def merged(parts: Sequence[Records]) -> Records:
         **{name: joined([getattr(records, name) for records in parts]) for name in columns},
         attacks=attacks,
         examples=(),
-        provenance=_without_shard(first.provenance) | {"shard": None},
+        provenance=of_the_whole(first),
     )
     examples = {(e.attack, e.index): e for records in parts for e in records.examples}
     most = int(first.provenance.get("examples", 0) or 0)  # type: ignore[call-overload]
@@ -106,15 +143,11 @@ def merged(parts: Sequence[Records]) -> Records:
     return dataclasses.replace(whole, examples=tuple(kept))
 
 
-def _shard_of(records: Records) -> dict[str, Any]:
+def _shard_of(records: Part) -> dict[str, Any]:
     shard = records.provenance.get("shard")
     if not isinstance(shard, dict):
         raise UserError(f"the records of {records.model} are whole: only shards can be merged")
     return shard
-
-
-def _without_shard(provenance: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in provenance.items() if name != "shard"}
 
 
 def _joined_attack(parts: Sequence[AttackColumns], order: Any) -> AttackColumns:

@@ -29,7 +29,7 @@ from robustbench_gpm.report import draw_curves
 from robustbench_gpm.shards import Shard, merged
 from robustbench_gpm.sweep import AttackPlan
 from robustbench_gpm.tasks import Classification
-from robustbench_gpm.trust import Connected, examination
+from robustbench_gpm.trust import ClassView, Connected, examination
 from robustbench_gpm.trust.flags import raised
 
 HASHES: dict[str, object] = dict.fromkeys(("weights_hash", "data_hash", "configuration_hash"), "0")
@@ -117,7 +117,7 @@ def test_a_flow_alone_is_not_looked_at(looked_at: list[dict[str, Any]]) -> None:
 def test_the_first_images_that_are_right_are_looked_at(
     looked_at: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, shard: Shard | None
 ) -> None:
-    monkeypatch.setattr(examination, "EXAMINED", 30)
+    monkeypatch.setattr(ClassView, "most", 30)
     split = data().limit(90)
     evaluated(trained(0.0), split=split, shard=shard, batch_size=7)
     x, y = split.batch(slice(None))

@@ -199,7 +199,8 @@ def test_a_union_brings_each_sample_as_low_as_the_worst_of_its_members() -> None
     assert (composed.levels[0].score < union.levels[0].score).any()
     np.testing.assert_array_equal(union.forwards, pgd.forwards + flow.forwards)
     for picture, score in zip(measuring.pictures["union"], union.levels[1].score, strict=True):
-        _, y = measuring._loaded(torch.tensor([picture.row]))
+        row = (measuring.subject.split.index == picture.index).nonzero().flatten()
+        _, y = measuring._loaded(row)
         shown = measuring._measured(torch.from_numpy(picture.adversarial)[None], y)
         assert shown.score.item() == score
 

@@ -18,10 +18,9 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 from test_report import LONG, assert_nothing_is_cut, drawn
 
-from robustbench_gpm.core import UserError
-from robustbench_gpm.graded.batch import Picture
-from robustbench_gpm.graded.pictures import draw_predictions, read_pictures
-from robustbench_gpm.graded.records import GradedAttack, GradedRecords, Level
+from robustbench_gpm.graded.examples import Picture
+from robustbench_gpm.graded.pictures import draw_predictions
+from robustbench_gpm.graded.records import GradedAttack, GradedRecords, Level, read, write
 from robustbench_gpm.masks import VOID
 from robustbench_gpm.report.overlays import (
     COVER,
@@ -87,6 +86,10 @@ def pictures(task: str, count: int = 1) -> dict[str, list[Picture]]:
     }
 
 
+def draw(records: GradedRecords, shown: dict[str, list[Picture]], folder: Path) -> Path | None:
+    return draw_predictions(dataclasses.replace(records, pictures=shown), folder)
+
+
 def pixels(figure: Figure) -> np.ndarray:
     """What a figure looks like, (H,W,3) in [0,1]."""
     canvas = FigureCanvasAgg(figure)
@@ -111,7 +114,7 @@ def large_panel(side: int = SIDE, scale: int = 40) -> Axes:
 def test_a_row_is_before_after_and_the_change(
     tmp_path: Path, drawn: list[Figure], task: str, titles: list[str]
 ) -> None:
-    path = draw_predictions(graded(task), pictures(task), tmp_path)
+    path = draw(graded(task), pictures(task), tmp_path)
     assert path == tmp_path / "examples.png"
     assert np.ptp(imread(path)[..., :3]) > 0.9
     assert_nothing_is_cut(drawn[0])
@@ -139,7 +142,7 @@ def test_a_row_is_before_after_and_the_change(
 
 def test_the_score_is_that_of_the_picture(tmp_path: Path, drawn: list[Figure]) -> None:
     """All cats that count are taken for dogs: of background, cat and dog, one is right."""
-    draw_predictions(graded("segmentation"), pictures("segmentation", 1), tmp_path)
+    draw(graded("segmentation"), pictures("segmentation", 1), tmp_path)
     assert "mean IoU 33%" in drawn[0].axes[4].get_title()
 
 
@@ -152,7 +155,7 @@ def test_labels_that_moved_are_what_counts(tmp_path: Path, drawn: list[Figure]) 
     told = []
     for labels_move in (False, True):
         records = graded("segmentation", attacks=("flow-pgd",), labels_move=labels_move)
-        draw_predictions(records, shown, tmp_path)
+        draw(records, shown, tmp_path)
         told.append(drawn[-1].axes[4].get_title())
     assert "mean IoU 100%" not in told[0]
     assert "mean IoU 100%" in told[1]
@@ -242,13 +245,13 @@ def test_the_legend_names_what_is_seen(tmp_path: Path, drawn: list[Figure]) -> N
         return [text.get_text() for text in figure.legends[0].get_texts()]
 
     shown = {"pgd": pictures("segmentation", 1)["pgd"]}
-    draw_predictions(graded("segmentation", (*NAMES, "cow")), shown, tmp_path)
+    draw(graded("segmentation", (*NAMES, "cow")), shown, tmp_path)
     assert named(drawn[0]) == ["cat", "dog", "not counted"]
     many = tuple(f"a rather long name of class {n}" for n in range(150))
     one = picture("segmentation")
     busy = dataclasses.replace(one, attacked=np.arange(64).reshape(8, 8) + 60)
     records = dataclasses.replace(graded("segmentation", many), model=LONG * 2)
-    draw_predictions(records, {"pgd": [busy]}, tmp_path)
+    draw(records, {"pgd": [busy]}, tmp_path)
     assert_nothing_is_cut(drawn[1])
     assert len(named(drawn[1])) == len(PALETTE) + 2
     assert named(drawn[1])[-2:] == ["other classes", "not counted"]
@@ -261,7 +264,7 @@ def test_wide_and_tall_images_have_room(
     mask = np.ones((height, width), np.int64)
     image = np.zeros((3, height, width), np.float32)
     one = Picture(0, 0.2, image, image, NONE, mask, mask, mask)
-    draw_predictions(graded("segmentation"), {"pgd": [one] * 2}, tmp_path)
+    draw(graded("segmentation"), {"pgd": [one] * 2}, tmp_path)
     assert_nothing_is_cut(drawn[0])
     assert len(drawn[0].axes) == 12
     grid = drawn[0].axes[0].get_subplotspec().get_gridspec()  # type: ignore[union-attr]
@@ -280,40 +283,23 @@ def test_attacks_share_the_rows(
 ) -> None:
     for most, rows in ((5, 4), (1, 2)):
         monkeypatch.setattr(f"{draw_predictions.__module__}.MOST_ROWS", most)
-        draw_predictions(graded("detection"), pictures("detection", 3), tmp_path)
+        draw(graded("detection"), pictures("detection", 3), tmp_path)
         assert len(drawn[-1].axes) == 6 * rows
         titles = [panel.get_title() for panel in drawn[-1].axes[3::6]]
         assert ["flow" in title for title in titles] == [False] * (rows // 2) + [True] * (rows // 2)
-    assert draw_predictions(graded("detection"), {"pgd": []}, tmp_path / "no") is None
+    assert draw(graded("detection"), {"pgd": []}, tmp_path / "no") is None
     assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection", "multilabel"])
 def test_pictures_come_back_and_give_the_same_figure(tmp_path: Path, task: str) -> None:
-    records, shown = graded(task), pictures(task)
-    first = draw_predictions(records, shown, tmp_path / "a")
-    back = read_pictures(records, tmp_path / "a")
-    second = draw_predictions(records, back, tmp_path / "b")
+    records = dataclasses.replace(graded(task), pictures=pictures(task))
+    write(records, tmp_path / "a")
+    first = draw_predictions(records, tmp_path / "a")
+    second = draw_predictions(read(tmp_path / "a"), tmp_path / "b")
     assert first is not None
     assert second is not None
     assert first.read_bytes() == second.read_bytes()
-    for name, own in shown.items():
-        for one, other in zip(own, back[name], strict=True):
-            assert (one.row, one.budget) == (other.row, other.budget)
-            np.testing.assert_array_equal(one.truth, other.truth)
-            np.testing.assert_array_equal(one.flow, other.flow)
-
-
-def test_pictures_of_another_evaluation_are_refused(tmp_path: Path) -> None:
-    records = graded("detection")
-    assert read_pictures(records, tmp_path) == {"pgd": [], "flow-pgd": []}
-    draw_predictions(records, pictures("detection"), tmp_path)
-    other = dataclasses.replace(records, provenance={**records.provenance, "weights_hash": "y"})
-    with pytest.raises(UserError, match="of another evaluation"):
-        read_pictures(other, tmp_path)
-    (tmp_path / "examples.parquet").write_bytes(b"no")
-    with pytest.raises(UserError, match="evaluate again"):
-        read_pictures(records, tmp_path)
 
 
 def test_classes_stay_apart_without_full_colour_vision() -> None:

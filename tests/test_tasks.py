@@ -99,7 +99,8 @@ def test_labels_of_classes_cannot_move_and_tasks_are_not_mixed(
     ("flags", "words"),
     [
         (["--attack", "fast"], "choose an attack that raises a loss"),
-        (["--shard", "1/2"], "--shard"),
+        (["--escalate"], "--escalate is for tasks with one class a sample"),
+        (["--no_shared_work"], "--no_shared_work is for tasks with one class a sample"),
     ],
 )
 def test_what_graded_tasks_cannot_be_evaluated_by_is_told(

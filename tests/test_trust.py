@@ -35,6 +35,7 @@ from robustbench_gpm.trust import (
     ESCALATION,
     NOTES,
     REMEDIES,
+    ClassView,
     Connected,
     Flag,
     half_precision_drift,
@@ -100,7 +101,7 @@ BROKEN: dict[str, tuple[Callable[[nn.Module], nn.Module], set[str]]] = {
 
 
 def checked(model: nn.Module, split: Split | None = None) -> dict[str, Flag]:
-    flags = preflight(model, split or data(), Classification(), CPU, 250)
+    flags = preflight(model, split or data(), ClassView(), CPU, 250)
     return {flag.name: flag for flag in flags}
 
 

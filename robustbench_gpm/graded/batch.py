@@ -10,28 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tasks.base import Evidence
+from .examples import ARRAYS, Picture
 from .records import Level
 
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One attacked sample for the pictures, as arrays; `flow` is empty where no pixel moved.
-
-    image and adversarial (C,H,W) in [0,1]; truth, clean and attacked are labels or predictions, as
-    the task draws them.
-    """
-
-    row: int
-    budget: float
-    image: NDArray[np.float32]
-    adversarial: NDArray[np.float32]
-    flow: NDArray[np.float32]
-    truth: NDArray[Any]
-    clean: NDArray[Any]
-    attacked: NDArray[Any]
-
-
-_ARRAYS = ("image", "adversarial", "flow", "truth", "clean", "attacked")
+__all__ = ["Outcome", "Picture", "join", "pack", "unpack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +42,9 @@ def pack(outcome: Outcome) -> dict[str, Any]:
     for place, level in enumerate(outcome.levels):
         for sample, evidence in enumerate(level.evidence):
             packed[f"evidence{place}_{sample}"] = evidence
-    packed["pictures"] = np.array([(p.row, p.budget) for p in outcome.pictures]).reshape(-1, 2)
+    packed["pictures"] = np.array([(p.index, p.budget) for p in outcome.pictures]).reshape(-1, 2)
     for number, picture in enumerate(outcome.pictures):
-        packed |= {f"{name}{number}": getattr(picture, name) for name in _ARRAYS}
+        packed |= {f"{name}{number}": getattr(picture, name) for name in ARRAYS}
     return packed
 
 
@@ -74,7 +56,7 @@ def unpack(stored: Mapping[str, Any]) -> Outcome:
         for place, row in enumerate(score)
     ]
     pictures = [
-        Picture(int(row), budget, **{name: stored[f"{name}{number}"] for name in _ARRAYS})
-        for number, (row, budget) in enumerate(stored["pictures"].tolist())
+        Picture(int(index), budget, **{name: stored[f"{name}{number}"] for name in ARRAYS})
+        for number, (index, budget) in enumerate(stored["pictures"].tolist())
     ]
     return Outcome(levels, stored["forwards"], stored["backwards"], stored["seconds"], pictures)

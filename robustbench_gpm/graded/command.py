@@ -13,8 +13,10 @@ from ..core import UserError, frozen
 from ..evaluator import Subject
 from ..journal import Journal
 from ..report.curves import draw_metric
+from ..shards import Shard
 from ..sweep import AttackPlan
 from ..tasks.base import GradedTask
+from ..trust import sentences
 from .evaluator import GradedEvaluator, check_suits
 from .pictures import draw_predictions
 from .records import GradedRecords, write
@@ -32,7 +34,6 @@ def check_graded(
         for subject in subjects:
             _check_losses(plan, subject)
     asked = {
-        "--shard": config.shard is not None,
         "--escalate": config.escalate,
         "--no_shared_work": config.no_shared_work,
     }
@@ -58,6 +59,7 @@ def evaluate_graded(
     folder: Path,
     journal: Journal,
     batch_size: int,
+    shard: Shard | None,
 ) -> GradedRecords:
     """Run all attacks on one subject; write and print what was measured."""
     evaluator = GradedEvaluator(
@@ -67,20 +69,29 @@ def evaluate_graded(
         seed=config.seed,
         examples=config.examples,
         labels_move=config.labels == "move",
+        shard=shard,
+        checks=not config.no_checks,
         show_progress=True,
     )
     for plan in plans:
         evaluator.attack(plan, journal)
         write(evaluator.records(), folder)  # what is measured is kept
     measured = evaluator.records()
+    report_graded(measured, folder)
+    return measured
+
+
+def report_graded(measured: GradedRecords, folder: Path) -> None:
+    """Write the summary and pictures of `measured` into `folder`; print its curves and flags."""
     write_summary(measured, folder)
     draw_graded([measured], folder)
-    draw_predictions(measured, evaluator.pictures, folder)
+    draw_predictions(measured, folder)
     for attack in measured.attacks:
         points = zip(("clean", *attack.labels), curve(measured, attack), strict=True)
         told = ", ".join(f"{label}: {100 * value.value:.1f}" for label, value in points)
         print(f"{measured.model} under {attack.name}, {measured.metric} in %: {told}")
-    return measured
+    for line in sentences(measured.model, measured.flags):
+        print(line)
 
 
 def draw_graded(measured: Sequence[GradedRecords], folder: Path) -> None:

@@ -20,11 +20,13 @@ from ..attacks import Attack, raises_any_loss
 from ..attacks.options import innermost, told
 from ..attacks.perturbed import Perturbed
 from ..core import Loss, Samples, UserError, frozen, loss_at
-from ..evaluator import Subject, shown_flow
+from ..evaluator import Subject, middle, shown_flow
 from ..journal import Journal
 from ..progress import bar
+from ..shards import Shard
 from ..sweep import AttackPlan
 from ..tasks.base import GradedTask, Measured
+from ..trust import Examination, GradedView, connected
 from ..verdict import check_kept_word
 from .batch import Outcome, Picture, join, pack, unpack
 from .records import GradedAttack, GradedRecords, Level
@@ -42,18 +44,36 @@ class GradedEvaluator:
         seed: int = 0,
         examples: int = 2,
         labels_move: bool = False,
+        shard: Shard | None = None,
+        checks: bool = False,
         show_progress: bool = False,
     ) -> None:
-        """`labels_move`: judge a deformation by labels that moved along with the pixels."""
+        """`labels_move`: judge a deformation by labels that moved along with the pixels.
+
+        `checks` looks for what makes a result doubtful, on the whole split whatever the shard; see
+        trust.
+        """
         assert isinstance(subject.task, GradedTask)
         self.subject, self.task, self.device = subject, subject.task, device
         self.seed, self.show = seed, show_progress
         self.examples, self.labels_move = examples, labels_move
+        split, self.shard, self.batch_size = subject.split, shard, batch_size
+        self.batches = (shard or Shard()).batches(len(split), batch_size)
+        self.rows = torch.cat([rows for _, rows in self.batches])
         self.model = subject.model.to(device)
+        view = GradedView(
+            self.task, len(split.classes), NeverEnough(self.task.attack_loss("cross_entropy"))
+        )
+        self.examination: Examination | None = None
+        if checks:
+            self.examination = Examination(
+                self.model, split, view, device, batch_size=batch_size, seed=seed
+            )
         self.pictures: dict[str, list[Picture]] = {}
         self._attacks: list[GradedAttack] = []
-        self.batches = torch.split(torch.arange(len(subject.split)), batch_size)
-        self.clean = join([_level(self._measured(*self._loaded(rows))) for rows in self.batches])
+        self.clean = self._clean()
+        x, y = self._loaded(self.rows[:1])
+        self.searched = connected(self.model, x, lambda model, x: view.outputs(model, x, y))
 
     def attack(self, plan: AttackPlan, journal: Journal | None = None) -> None:
         """Run one attack over its budgets, and add it to the records.
@@ -63,10 +83,12 @@ class GradedEvaluator:
         """
         check_suits(plan)
         plan = replace(plan, attack=told(plan.attack, plan.name, self.task))
+        if self.examination is not None:
+            self.examination.beside(self.searched, plan.attack.threat, middle(plan))
         outcomes: list[Outcome] = []
-        title, total = f"{self.subject.name}, {plan.name}", len(self.subject.split)
+        title, total = f"{self.subject.name}, {plan.name}", len(self.rows)
         with bar(title, total, "image", show=self.show) as progress:
-            for number, rows in enumerate(self.batches):
+            for number, rows in self.batches:
                 outcome = None if journal is None else journal.load(plan.name, number, unpack)
                 if outcome is None:
                     outcome = self._attacked(plan, rows)
@@ -80,18 +102,46 @@ class GradedEvaluator:
 
     def records(self) -> GradedRecords:
         """The records of every attack run so far."""
-        split = self.subject.split
+        split, looked = self.subject.split, self.examination
+        findings = looked.findings if looked else []
         return GradedRecords(
             model=self.subject.name,
             task=self.task.name,
             metric=self.task.metric,
             classes=split.classes,
             labels_move=self.labels_move,
-            index=split.index.numpy(),
+            index=split.index[self.rows].numpy(),
             clean=self.clean,
             attacks=tuple(self._attacks),
-            provenance={**self.subject.provenance, "examples": self.examples},
+            provenance={
+                **self.subject.provenance,
+                "examples": self.examples,
+                "shard": self.shard.told(len(split), self.batch_size) if self.shard else None,
+                "checks": looked.cost if looked else None,
+            },
+            flags=tuple(finding.flag.as_dict(finding.at) for finding in findings),
+            pictures={name: tuple(pictures) for name, pictures in self.pictures.items()},
         )
+
+    def _clean(self) -> Level:
+        """What is made of the samples without any attack. Raises UserError for NaN outputs."""
+        broken = False
+
+        def look(_: nn.Module, __: object, outputs: Tensor) -> None:
+            nonlocal broken
+            broken |= not bool(outputs.isfinite().all())
+
+        looking = self.model.register_forward_hook(look)
+        try:
+            levels = [_level(self._measured(*self._loaded(rows))) for _, rows in self.batches]
+        finally:
+            looking.remove()
+        if broken:
+            raise UserError(
+                f"{self.subject.name} gives outputs that are NaN or infinite on clean images: "
+                "its weights are damaged, or its input is not what it was trained on"
+            )
+        return join(levels)
 
     def _attacked(self, plan: AttackPlan, rows: Tensor) -> Outcome:
         """One batch over all budgets."""
@@ -135,7 +185,7 @@ class GradedEvaluator:
             return NeverEnough(self.task.attack_loss(attack.loss_name))
 
         for found in plan.attack.each_found(
-            self.model, x, y, budget=budget, loss_of=loss_of, samples=samples
+            self.searched, x, y, budget=budget, loss_of=loss_of, samples=samples
         ):
             check_kept_word(plan.attack, budget, found.images, plan.attack.size(found))
             yield found
@@ -165,7 +215,7 @@ class GradedEvaluator:
         split = self.subject.split
         return [
             Picture(
-                row,
+                int(split.index[row]),
                 budget,
                 image=split.shown(batch[0][i]).cpu().numpy(),
                 adversarial=split.shown(found.images[i]).cpu().numpy(),

@@ -1,22 +1,15 @@
-"""Pictures of attacked samples: what was so, what was predicted, and the same under attack.
-
-They are kept in `examples.parquet`, a row a picture, as raw little-endian float32 numbers beside
-their shapes, so that figures can be drawn again without attacking again.
-"""
+"""Pictures of attacked samples: what was so, what was predicted, and the same under attack."""
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,29 +17,23 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core import UserError
-from ..files import atomically, writable_folder
 from ..masks import VOID
-from ..records import EXAMPLES, HASHES, KEY
 from ..report.overlays import AFTER, BEFORE, SURE, drawn_boxes, show_bars, show_boxes, show_mask
 from ..report.palette import NOT_COUNTED, OTHERS, Classes, coloured
 from ..report.panels import set_title, show_difference, show_flow, show_image
 from ..report.saving import save
 from ..tasks.detection_metric import quality
 from ..tasks.segmentation_metric import confusion, image_iou
-from .batch import Picture
+from .examples import Picture
 from .records import GradedRecords
 from .summary import task_of
 
-SCHEMA = "graded pictures 1"
-_ARRAYS = ("image", "adversarial", "flow", "truth", "clean", "attacked")
 PANEL, WIDE_PANEL = 1.75, 2.5  # inches; of six in a row, and of four
 MOST_ROWS = 8
 TWO_LINES = 1.5  # width for each height from which on a picture has two lines
 MOST_NAMED = 24  # classes that a legend can hold
 CHANGE = "difference: red is brighter, blue darker; flow: arrows go where a pixel is read from"
 
-Pictures = Mapping[str, Sequence[Picture]]
 _Image = NDArray[np.float32]
 
 
@@ -86,22 +73,20 @@ OVERLAYS = {
 }
 
 
-def draw_predictions(records: GradedRecords, pictures: Pictures, folder: Path) -> Path | None:
-    """Draw `folder/examples.png`, a row a picture; None where there are none.
+def draw_predictions(records: GradedRecords, folder: Path) -> Path | None:
+    """Draw `folder/examples.png`, a row a picture of the records; None where there are none.
 
     A row: the image, its true labels, the prediction on it; the attacked image, the prediction on
     that; and what was changed, the difference, or the flow as arrows. Above a prediction stands the
     sample's own score, against labels that moved along if the records' did. Where labels
     lie nowhere in the image, a row is the image, the attacked one, the change, and how likely
     classes are before and after. A row of images much wider than high has two lines. Of each attack
-    there are as many rows as make eight in all, and at least one. The pictures are kept in
-    `folder/examples.parquet` as well.
+    there are as many rows as make eight in all, and at least one.
     """
-    each = max(1, MOST_ROWS // max(1, sum(map(bool, pictures.values()))))
-    shown = [(name, picture) for name, own in pictures.items() for picture in own[:each]]
+    each = max(1, MOST_ROWS // max(1, sum(map(bool, records.pictures.values()))))
+    shown = [(name, picture) for name, own in records.pictures.items() for picture in own[:each]]
     if not shown:
         return None
-    _keep(records, pictures, folder)
     overlay = OVERLAYS.get(records.task)
     seen, most = _seen(overlay, [picture for _, picture in shown]), 6 if overlay else 4
     classes = coloured(records.classes, seen)
@@ -227,50 +212,3 @@ def _add_legend(
             break
         legend.remove()
     figure.set_size_inches(width, height + extent.height / figure.dpi)
-
-
-def _keep(records: GradedRecords, pictures: Pictures, folder: Path) -> None:
-    """Write the pictures into `folder/examples.parquet`."""
-    rows = []
-    for name, own in pictures.items():
-        for picture in own:
-            row: dict[str, Any] = {"attack": name, "row": picture.row, "budget": picture.budget}
-            for key in _ARRAYS:
-                values = np.ascontiguousarray(getattr(picture, key), "<f4")
-                row |= {key: values.tobytes(), f"{key}/shape": list(values.shape)}
-            rows.append(row)
-    about = {"schema": SCHEMA, **_whose(records)}
-    table = pa.Table.from_pylist(rows).replace_schema_metadata({KEY: json.dumps(about).encode()})
-    writable_folder(folder, "--out")
-    with atomically(folder / EXAMPLES) as path:
-        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-
-
-def read_pictures(records: GradedRecords, folder: Path) -> dict[str, list[Picture]]:
-    """The pictures in `folder` by attack, of the evaluation that the records are of.
-
-    None of any attack where there is no file. Raises UserError for one that is damaged, or of
-    another evaluation.
-    """
-    path = folder / EXAMPLES
-    pictures: dict[str, list[Picture]] = {attack.name: [] for attack in records.attacks}
-    if not path.is_file():
-        return pictures
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-        about = json.loads(table.schema.metadata[KEY])
-        if about != {"schema": SCHEMA, **_whose(records)}:
-            raise ValueError("it is of another evaluation")
-        for row in table.to_pylist():
-            arrays = {
-                key: np.frombuffer(row[key], "<f4").reshape(row[f"{key}/shape"]) for key in _ARRAYS
-            }
-            pictures[row["attack"]].append(Picture(row["row"], row["budget"], **arrays))
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
-    return pictures
-
-
-def _whose(records: GradedRecords) -> dict[str, object]:
-    return {key: records.provenance[key] for key in HASHES} | {"labels_move": records.labels_move}

@@ -2,15 +2,16 @@
 
 Columns: `index`; for each level L, which is `clean` or `A/<budget>` of an attack A, `L/score` and
 `L/evidence` with `L/shape`, raw little-endian float32 numbers that all metrics are computed from;
-`A/forwards`, `A/backwards`, `A/seconds`; the hashes of weights, data and configuration. What is the
-same in all rows is JSON in the metadata, under the key `robustbench_gpm`.
+`A/forwards`, `A/backwards`, `A/seconds`; the hashes of weights, data and configuration. Pictures
+lie beside it, see `examples`. What is the same in all rows is JSON in the metadata of both files,
+under the key `robustbench_gpm`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 
 from ..core import UserError
 from ..files import atomically, writable_folder
-from ..records import DESCRIPTION, HASHES, KEY, RECORDS, SPENT
+from ..records import DESCRIPTION, EXAMPLES, HASHES, KEY, RECORDS, SPENT
 from ..tasks.base import Evidence
+from .examples import Picture, pictures_of, table_of
 
-SCHEMA = "graded 1"
+GRADED = "graded"
+SCHEMA = f"{GRADED} 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,8 @@ class GradedAttack:
 class GradedRecords:
     """All that was measured on one model, N samples long.
 
-    `labels_move` says whether a deformation was judged by labels that moved along with the pixels.
+    `labels_move` says whether a deformation was judged by labels that moved along with the pixels;
+    `pictures` are some attacked samples, by the attack's name.
     """
 
     model: str
@@ -71,6 +75,7 @@ class GradedRecords:
     attacks: tuple[GradedAttack, ...]
     provenance: dict[str, object]
     flags: tuple[dict[str, object], ...] = ()
+    pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
 
     def levels(self) -> Iterator[tuple[str, Level]]:
         """Every level by its name in the columns."""
@@ -81,7 +86,11 @@ class GradedRecords:
 
 
 def write(records: GradedRecords, folder: Path) -> None:
-    """Write `folder/records.parquet`; an error leaves what was there. Raises UserError."""
+    """Write `records.parquet` and `examples.parquet`, of one evaluation, into `folder`.
+
+    It is made if need be; an error leaves what was there. Raises UserError where nothing can be
+    written.
+    """
     about: dict[str, object] = {
         key: getattr(records, key) for key in ("model", "task", "metric", "classes", "labels_move")
     }
@@ -100,29 +109,47 @@ def write(records: GradedRecords, folder: Path) -> None:
     for key in HASHES:
         columns[key] = pa.array([str(records.provenance[key])] * len(records.index))
     metadata = {KEY: json.dumps(described, allow_nan=False).encode()}
-    table = pa.table(columns).replace_schema_metadata(metadata)
+    tables = (pa.table(columns), table_of(records.pictures))
     writable_folder(folder, "--out")
-    with atomically(folder / RECORDS) as path:
-        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    # Both are complete before either takes its place.
+    with atomically(folder / RECORDS) as rows, atomically(folder / EXAMPLES) as examples:
+        for table, path in zip(tables, (rows, examples), strict=True):
+            described_table = table.replace_schema_metadata(metadata)
+            pq.write_table(described_table, path, compression="zstd", write_page_checksum=True)
 
 
 def read(folder: Path) -> GradedRecords:
     """The graded records in `folder`; raises UserError if absent, damaged or of another kind."""
     path = folder / RECORDS
-    if not path.is_file():
-        raise UserError(f"there is no {path}: run evaluate.py with --out {folder} first")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-        about = json.loads(table.schema.metadata[KEY])
+        (table, about), (examples, same) = (_load(folder / name) for name in (RECORDS, EXAMPLES))
         if about["schema"] != SCHEMA:
             raise ValueError(f"its schema is {about['schema']}, not {SCHEMA}")
-        return _assemble(table, about)
+        if about != same:
+            raise ValueError(f"{EXAMPLES} beside it is of another evaluation")
+        return _assemble(table, examples, about)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
 
 
-def _assemble(table: pa.Table, about: dict[str, Any]) -> GradedRecords:
+def holds_graded(folder: Path) -> bool:
+    """Whether the records in `folder` are graded; no where there are none that can be read."""
+    try:
+        about = json.loads(pq.read_schema(folder / RECORDS).metadata[KEY])
+        return str(about["schema"]).startswith(GRADED)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _load(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"there is no {path}: run evaluate.py with --out {path.parent} first")
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read()
+    return table, json.loads(table.schema.metadata[KEY])
+
+
+def _assemble(table: pa.Table, examples: pa.Table, about: dict[str, Any]) -> GradedRecords:
     def level(name: str) -> Level:
         raw, shapes = table[f"{name}/evidence"].to_pylist(), table[f"{name}/shape"].to_pylist()
         evidence = [
@@ -147,4 +174,5 @@ def _assemble(table: pa.Table, about: dict[str, Any]) -> GradedRecords:
         attacks=tuple(attacks),
         provenance=about["provenance"],
         flags=tuple(about["flags"]),
+        pictures=pictures_of(examples, [attack.name for attack in attacks]),
     )

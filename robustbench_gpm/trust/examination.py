@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from ..attacks import Threat
 from ..core import Samples, frozen
 from ..datasets import Split
-from ..tasks import Classification
 from .flags import Flag
-from .indicators import Norm, indicators
+from .indicators import LEAST, Norm, indicators
 from .outputs import random_state_kept
 from .preflight import preflight
+from .views import View
 
-EXAMINED = 128  # images, right when clean, that are looked at in each norm
 NORMS: Mapping[str, Norm] = MappingProxyType({"linf": "linf", "l2": "l2"})
 AT_ONCE = 64  # of them in a batch, unless the evaluation's own batches are smaller
 
@@ -43,14 +42,14 @@ class Examination:
         self,
         model: nn.Module,
         split: Split,
-        task: Classification,
+        view: View,
         device: torch.device,
         *,
         batch_size: int,
         seed: int,
     ) -> None:
         """Make the checks that come before any attack. The model is left as it was."""
-        self.model, self.split, self.task, self.device = model, split, task, device
+        self.model, self.split, self.view, self.device = model, split, view, device
         self.at_once, self.seed = min(batch_size, AT_ONCE), seed
         self.forwards = self.backwards = 0
 
@@ -59,7 +58,7 @@ class Examination:
 
         counting = model.register_forward_hook(count)
         try:
-            self._before = preflight(model, split, task, device, batch_size)
+            self._before = preflight(model, split, view, device, batch_size)
         finally:
             counting.remove()
         self.findings = [Finding(flag) for flag in self._before]
@@ -103,7 +102,7 @@ class Examination:
             budget=budget,
             norm=norm,
             samples=samples,
-            loss_of=self.task.attack_loss,
+            view=self.view,
             batch_size=self.at_once,
         )
         self.forwards += int(samples.forwards.sum())
@@ -117,10 +116,10 @@ class Examination:
             with random_state_kept(self.device), frozen(self.model):
                 for rows in torch.split(torch.arange(len(self.split)), self.at_once):
                     x, y = self.split.batch(rows)
-                    label, _ = self.task.predict(self.model, x.to(self.device))
+                    right, _ = self.view.right(self.model, x.to(self.device), y.to(self.device))
                     self.forwards += len(rows)
-                    found.append(rows[label.cpu() == y])
-                    if sum(map(len, found)) >= EXAMINED:
+                    found.append(rows[right.cpu() >= LEAST])
+                    if sum(map(len, found)) >= self.view.most:
                         break
-            self._rows = torch.cat(found)[:EXAMINED]
+            self._rows = torch.cat(found)[: self.view.most]
         return self._rows

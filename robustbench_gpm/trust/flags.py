@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
@@ -38,6 +38,15 @@ def raised(name: str, measured: float, threshold: float) -> list[Flag]:
     return [Flag(name, number, float(threshold), MEANINGS[name])]
 
 
+def sentences(model: str, flags: Iterable[Mapping[str, object]]) -> list[str]:
+    """What the command line says of a model's flags, as the records hold them, a line each."""
+    told = []
+    for flag in flags:
+        where = ", ".join(str(word) for word in (model, flag.get("at")) if word)
+        told.append(f"{flag.get('kind', 'doubt')}: {flag['name']} ({where}): {flag['meaning']}")
+    return told
+
+
 MEANINGS: Mapping[str, str] = MappingProxyType(
     {
         "input_range": (
@@ -66,7 +75,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         ),
         "softmax_outputs": (
             "The model's outputs are probabilities, not logits: the loss takes a softmax of a "
-            "softmax and its gradient vanishes. Take the last softmax off."
+            "softmax (or a sigmoid of a sigmoid) and its gradient vanishes. Take the last one off."
         ),
         "classes": (
             "The model's number of outputs is not the data set's number of classes. Give it a "

@@ -1,12 +1,12 @@
 """Beside the attacks: signs that gradients are masked, so that an attack's survivors prove little.
 
 Carlini et al. 2019 (arXiv 1902.06705, section 5) list most of them; each is measured on some images
-that are right when clean, with attacks far too short for a verdict but long enough for a doubt.
+that are right when clean, with attacks far too short for a verdict but long enough for a doubt. A
+graded prediction falls by the share of its clean score that an attack takes away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import Attack
-from ..attacks.ascent import judged
 from ..attacks.fgsm import FGSM
 from ..attacks.pgd import PGD
 from ..attacks.smoothed import SmoothedPGD
 from ..attacks.square import Square
 from ..attacks.threats import THREATS
-from ..core import Loss, Samples, frozen
-from ..losses import LOSSES
+from ..core import Samples, frozen
 from .flags import Flag, raised
 from .outputs import FLOAT_NOISE, Connected, disagreement, random_state_kept
 from .probes import no_gradient
+from .views import ClassView, View
 
 # On honest networks (natural, gradient-penalised, adversarially trained) at eleven budgets of both
 # norms no image lacked a gradient or failed to rise, and other attacks gained one image of 64.
@@ -33,6 +32,9 @@ FALLS = 0.1  # of the images: twice that, since one bad step near the image's ed
 UNFINISHED = 0.1  # PGD's hundred steps honestly gain up to 6 points over its twenty (l2, measured)
 CHANCE = 4  # images: a count below 4 lies within two standard errors (its root, twice) of none
 
+LEAST = 0.1  # of a score, for an image to be right enough to lose something
+DOWN = 0.95  # of the clean score, taken away: little is left that another attack could take
+
 QUERIES = 180  # random search fools half of what is to be fooled in digits by then
 
 Norm = Literal["linf", "l2"]
@@ -40,8 +42,9 @@ Norm = Literal["linf", "l2"]
 
 @dataclass(frozen=True)
 class Signs:
-    """What was seen of each image, all (n,) bool: which have no gradient, whose margin a PGD run
-    does not raise, and who falls to which probe; `smooth` and `blind` run on whom none before fool.
+    """What was seen of each of n images: which have no gradient, whose loss a PGD run does not
+    raise, and on which `blind` random search takes more than gradients do, (n,) bool; how far each
+    falls to the other probes, (n,) in [0,1], `smooth` beyond those before it.
     """
 
     flat: Tensor
@@ -67,40 +70,37 @@ def indicators(
     budget: float,
     norm: Norm = "linf",
     samples: Samples | None = None,
-    loss_of: Callable[[str], Loss] = LOSSES.__getitem__,
+    view: View | None = None,
     batch_size: int = 64,
 ) -> list[Flag]:
-    """The flags that images x (B,C,H,W) in [0,1] with labels y (B,) raise at one budget.
+    """The flags that images x (B,C,H,W) in [0,1] with labels y (B,...) raise at one budget.
 
     Images that are wrong when clean are left out; 64 to 128 of the others tell enough, and with 4
-    or fewer only `randomised_outputs` can be told. `loss_of` gives the task's losses by name. An
+    or fewer only `randomised_outputs` can be told. `view` is the task's (default: of classes). An
     image costs at most about 400 forward and 200 backward passes, which `samples` books.
     """
-    samples = samples or Samples(range(len(x)))
+    samples, view = samples or Samples(range(len(x))), view or ClassView()
     if len(x) == 0:
         return []
     probed, parts, unsteady = Connected(model), [], 0.0
     with random_state_kept(x.device), frozen(probed):
         for rows in torch.split(torch.arange(len(x)), batch_size):
             here, images, labels = samples.select(rows), x[rows.to(x.device)], y[rows.to(y.device)]
-            unsteady = max(unsteady, _unsteady(probed, images, here))
-            _, wrong = judged(probed, images, labels, loss_of("margin"), here)
-            if bool((~wrong).any()):
-                here = here.select(~wrong)
-                parts.append(
-                    _Probing(probed, norm, loss_of, here).signs(
-                        images[~wrong], labels[~wrong], budget
-                    )
-                )
+            unsteady = max(unsteady, _unsteady(probed, view, images, labels, here))
+            _, score = view.judge(probed, images, labels, here)
+            right = score >= LEAST
+            if bool(right.any()):
+                probing = _Probing(probed, norm, view, here.select(right), score[right])
+                parts.append(probing.signs(images[right], labels[right], budget))
     flags = raised("randomised_outputs", unsteady, FLOAT_NOISE)
-    return flags + (_told(Signs.joined(parts)) if parts else [])
+    return flags + (_told(Signs.joined(parts), view.standing) if parts else [])
 
 
-def _told(signs: Signs) -> list[Flag]:
-    """What the signs of n images amount to."""
+def _told(signs: Signs, standing: float) -> list[Flag]:
+    """What the signs of n images amount to; `standing` may stand an attack without a bound."""
     n = len(signs.flat)
     least = max(SHARE, CHANCE / n)
-    white_box = _share(signs.pgd | signs.longer)
+    white_box = _share(signs.pgd.maximum(signs.longer))
     return [
         *raised("zero_gradients", _share(signs.flat), least),
         *raised("loss_does_not_rise", _share(signs.sunk), max(FALLS, CHANCE / n)),
@@ -108,33 +108,42 @@ def _told(signs: Signs) -> list[Flag]:
         *raised("more_steps_still_help", white_box - _share(signs.pgd), UNFINISHED + CHANCE / n),
         *raised("transfer_beats_white_box", _share(signs.smooth), least),
         *raised("black_box_beats_white_box", _share(signs.blind), least),
-        *raised("unbounded_attack_fails", _share(~signs.unbounded), least),
+        *raised("unbounded_attack_fails", _share(1 - signs.unbounded), max(standing, CHANCE / n)),
     ]
 
 
 @dataclass(frozen=True)
 class _Probing:
-    """The probes on one batch of images that are right when clean."""
+    """The probes on one batch of images that are right when clean, with their clean scores (n,)."""
 
     model: nn.Module
     norm: Norm
-    loss_of: Callable[[str], Loss]
+    view: View
     samples: Samples
+    clean: Tensor
 
     def signs(self, x: Tensor, y: Tensor, budget: float) -> Signs:
         """Every probe, the expensive ones only on whom the others leave standing."""
-        model, norm, margin = self.model, self.norm, self.loss_of("margin")
-        flat = no_gradient(model, x, y, self.loss_of("cross_entropy"), self.samples)
-        before, _ = judged(model, x, y, margin, self.samples)
+        model, norm, view = self.model, self.norm, self.view
+        flat = no_gradient(model, x, y, view.loss_of("cross_entropy"), self.samples)
+        before, _ = view.judge(model, x, y, self.samples)
         everyone = torch.ones_like(flat)
         pgd, after = self._run(PGD(norm), x, y, budget, everyone)
-        fgsm, _ = self._run(FGSM(norm), x, y, budget, everyone)
-        longer, _ = self._run(PGD(norm, steps=100), x, y, budget, ~pgd & ~flat)
-        left = ~(pgd | fgsm | longer)
+        fgsm, once = self._run(FGSM(norm), x, y, budget, everyone)
+        more = (pgd < DOWN) & ~flat
+        longer, later = self._run(PGD(norm, steps=100), x, y, budget, more)
+        white_box = pgd.maximum(fgsm).maximum(longer)
+        nearest = after.maximum(once).maximum(later)
+        left = white_box < DOWN
+
+        def beyond(attack: Attack) -> Tensor:
+            """How much more of the score it takes, and not by chance: the loss is higher too."""
+            fallen, reached = self._run(attack, x, y, budget, left)
+            return (fallen - white_box).clamp_min(0) * ~(reached <= nearest)
+
         # Made on a smooth surrogate: the model averaged over noise.
-        surrogate = SmoothedPGD(norm, steps=10, step_size=0.25, draws=6)
-        smooth, _ = self._run(surrogate, x, y, budget, left)
-        blind, _ = self._run(Square(norm, queries=QUERIES), x, y, budget, left)
+        smooth = beyond(SmoothedPGD(norm, steps=10, step_size=0.25, draws=6))
+        blind = beyond(Square(norm, queries=QUERIES)) > view.material
         # The whole of [0,1]^n lies within this distance of any of its points.
         whole = float(THREATS[norm].size(torch.ones_like(x[:1])))
         unbounded, _ = self._run(PGD(norm), x, y, whole, everyone)
@@ -143,24 +152,22 @@ class _Probing:
     def _run(
         self, attack: Attack, x: Tensor, y: Tensor, budget: float, chosen: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Whom of the chosen the attack fools, (n,), and the margins that it reaches, (n,).
-
-        The margin, not the loss attacked: it keeps rising where a confident softmax has saturated.
-        """
-        fooled, reached = torch.zeros_like(chosen), torch.zeros_like(x[:, 0, 0, 0])
+        """How far the attack brings the chosen down, (n,) in [0,1], and how near to an error."""
+        fallen, reached = torch.zeros_like(self.clean), torch.full_like(x[:, 0, 0, 0], -torch.inf)
         if bool(chosen.any()):
-            part, loss = self.samples.select(chosen), self.loss_of(attack.loss_name)
+            part, loss = self.samples.select(chosen), self.view.loss_of(attack.loss_name)
             x, y = x[chosen], y[chosen]
             found = attack(self.model, x, y, budget=budget, loss=loss, samples=part)
-            margins, hit = judged(self.model, found, y, self.loss_of("margin"), part)
-            fooled[chosen], reached[chosen] = hit, margins.to(reached.dtype)
-        return fooled, reached
+            nearness, score = self.view.judge(self.model, found, y, part)
+            fallen[chosen] = (1 - score / self.clean[chosen]).clamp(0, 1)
+            reached[chosen] = nearness.to(reached.dtype)
+        return fallen, reached
 
 
-def _unsteady(model: nn.Module, x: Tensor, samples: Samples) -> float:
+def _unsteady(model: nn.Module, view: View, x: Tensor, y: Tensor, samples: Samples) -> float:
     """How far two passes over the same images differ."""
     with torch.no_grad():
-        outputs = [model(x), model(x)]
+        outputs = [view.outputs(model, x, y) for _ in range(2)]
     samples.book(forwards=2)
     return disagreement(*outputs)
 

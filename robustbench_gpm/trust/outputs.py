@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,26 +24,35 @@ class Connected(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the model gives for images x (B,C,H,W)."""
-        logits: Tensor = self.model(x)
+    def forward(self, x: Tensor, *labels: Tensor) -> Tensor | dict[str, Tensor]:
+        """What the model gives for images x (B,C,H,W): outputs, or losses with labels."""
+        outputs: Tensor | dict[str, Tensor] = self.model(x, *labels)
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return logits
-        nothing = 0 * x.flatten(1).sum(1).to(logits.dtype)
-        return logits + nothing.view(-1, *[1] * (logits.dim() - 1))
+            return outputs
+        nothing = 0 * x.flatten(1).sum(1)
+
+        def joined(output: Tensor) -> Tensor:
+            return output + nothing.to(output.dtype).view(-1, *[1] * (output.dim() - 1))
+
+        if isinstance(outputs, dict):
+            return {name: joined(output) for name, output in outputs.items()}
+        return joined(outputs)
 
 
-def connected(model: nn.Module, sample: Tensor) -> nn.Module:
+def connected(
+    model: nn.Module, sample: Tensor, outputs: Callable[[nn.Module, Tensor], Tensor] | None = None
+) -> nn.Module:
     """`model` where a gradient reaches its images, tried on `sample` (B,C,H,W); else `Connected`.
 
-    One forward and backward pass; a model that has its gradient costs nothing more afterwards.
+    `outputs` says what to look at, where that is not `model(sample)`. One forward and backward
+    pass; a model that has its gradient costs nothing more afterwards.
     """
     with random_state_kept(sample.device), frozen(model), torch.enable_grad():
         x = sample.detach().clone().requires_grad_()
-        logits: Tensor = model(x)
-        reached = logits.requires_grad
+        found: Tensor = model(x) if outputs is None else outputs(model, x)
+        reached = found.requires_grad
         if reached:
-            (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
+            (gradient,) = torch.autograd.grad(found.sum(), x, allow_unused=True)
             reached = gradient is not None
     return model if reached else Connected(model)
 

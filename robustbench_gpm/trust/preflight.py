@@ -13,8 +13,10 @@ from ..core import frozen
 from ..datasets import Split
 from ..models import Normalised
 from ..tasks import Classification
+from ..tasks.base import Evidence
 from .flags import Flag, raised
 from .outputs import FLOAT_NOISE, disagreement, random_state_kept
+from .views import ClassView, View
 
 SAMPLED = 1000  # images for what needs further passes; 1% of them are ten
 COMPARED = 64  # images whose outputs are compared in several compositions of the batch
@@ -33,7 +35,7 @@ class Bench:
 
     model: nn.Module
     split: Split
-    task: Classification
+    view: View
     device: torch.device
     batch_size: int
 
@@ -43,9 +45,14 @@ class Bench:
             x, y = self.split.batch(part)
             yield x.to(self.device), y.to(self.device)
 
-    def first(self, count: int) -> Tensor:
-        """The first images."""
-        return self.split.batch(slice(0, min(count, self.batch_size)))[0].to(self.device)
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first images, and their labels."""
+        x, y = self.split.batch(slice(0, min(count, self.batch_size)))
+        return x.to(self.device), y.to(self.device)
+
+    def outputs(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the model gives for images with these labels."""
+        return self.view.outputs(self.model, x, y)
 
     def sampled(self) -> Tensor:
         """Rows spread evenly over the split, whatever order its classes come in."""
@@ -55,7 +62,7 @@ class Bench:
 
 @torch.no_grad()
 def preflight(
-    model: nn.Module, split: Split, task: Classification, device: torch.device, batch_size: int
+    model: nn.Module, split: Split, view: View, device: torch.device, batch_size: int
 ) -> list[Flag]:
     """The flags of a model, already on `device`, on the images of `split`; forward passes only.
 
@@ -64,15 +71,15 @@ def preflight(
     """
     if len(split) == 0:
         return []
-    bench = Bench(model, split, task, device, batch_size)
+    bench = Bench(model, split, view, device, batch_size)
     with random_state_kept(device):
         flags = _images(split) + _training_mode(bench)
         with frozen(model):
             flags += _outputs(bench)
             unsteady = _steadiness(bench)
             flags += unsteady + _normalisation(bench)
-            if not unsteady:  # else predictions change from pass to pass in any precision
-                flags += raised("half_precision_drift", _drift(bench), HALF)
+            if isinstance(view, ClassView) and not unsteady:  # else they change in any precision
+                flags += raised("half_precision_drift", _drift(bench, view.task), HALF)
     return flags
 
 
@@ -85,7 +92,7 @@ def half_precision_drift(
     Attacks may search in half precision only while this stays below .01.
     """
     with random_state_kept(device), frozen(model):
-        return _drift(Bench(model, split, task, device, batch_size))
+        return _drift(Bench(model, split, ClassView(task), device, batch_size), task)
 
 
 def _images(split: Split) -> list[Flag]:
@@ -103,13 +110,13 @@ def _training_mode(bench: Bench) -> list[Flag]:
     model = bench.model
     if not any(module.training for module in model.modules()):
         return []
-    x = bench.first(COMPARED)
+    x, y = bench.first(COMPARED)
     try:
-        trained = copy.deepcopy(model)(x)
+        trained = bench.view.outputs(copy.deepcopy(model), x, y)
     except Exception:  # what can't be copied, or can't be run on one image
         return raised("training_mode", 1.0, FLOAT_NOISE)
     with frozen(model):
-        again, evaluated = model(x), model(x)
+        again, evaluated = bench.outputs(x, y), bench.outputs(x, y)
     if disagreement(evaluated, again) > FLOAT_NOISE:
         return []  # another flag tells that outputs are random in either mode
     return raised("training_mode", disagreement(evaluated, trained), FLOAT_NOISE)
@@ -118,14 +125,18 @@ def _training_mode(bench: Bench) -> list[Flag]:
 def _outputs(bench: Bench) -> list[Flag]:
     """What the outputs on all clean images look like."""
     broken = probabilities = outputs = 0
-    for x, _ in bench.batches(torch.arange(len(bench.split))):
-        logits = bench.model(x).double()
+    for x, y in bench.batches(torch.arange(len(bench.split))):
+        logits = bench.outputs(x, y).double()
         outputs = logits.shape[1]
         broken += int((~logits.isfinite()).flatten(1).any(1).sum())
-        simplex = ((logits.sum(1) - 1).abs() < 1e-4) & (logits >= 0).all(1)
-        probabilities += int(simplex.view(len(x), -1).all(1).sum())
+        shares = (logits >= 0).all(1) & (logits <= 1).all(1)
+        if bench.view.exclusive:
+            shares &= (logits.sum(1) - 1).abs() < 1e-4
+        probabilities += int(shares.view(len(x), -1).all(1).sum())
     n, classes = len(bench.split), len(bench.split.classes)
     found = raised("non_finite_logits", broken / n, 0.0)
+    if not bench.view.logits:
+        return found
     found += raised("softmax_outputs", probabilities / n, PROBABILITIES)
     if outputs != classes:
         found += [Flag("classes", outputs, classes, raised("classes", 1, 0)[0].meaning)]
@@ -134,13 +145,13 @@ def _outputs(bench: Bench) -> list[Flag]:
 
 def _steadiness(bench: Bench) -> list[Flag]:
     """Whether an image's outputs stay the same: in a second pass, and in other company."""
-    model, x = bench.model, bench.first(COMPARED)
-    outputs = model(x)
-    found = raised("randomised_outputs", disagreement(outputs, model(x)), FLOAT_NOISE)
+    x, y = bench.first(COMPARED)
+    outputs = bench.outputs(x, y)
+    found = raised("randomised_outputs", disagreement(outputs, bench.outputs(x, y)), FLOAT_NOISE)
     if found:
         return found
     order = torch.arange(len(x), device=x.device).flip(0)
-    apart = torch.cat([model(x[part]) for part in torch.split(order, COMPOSED)])
+    apart = torch.cat([bench.outputs(x[part], y[part]) for part in torch.split(order, COMPOSED)])
     return raised("batch_dependent", disagreement(outputs[order], apart), BATCH_NOISE)
 
 
@@ -175,31 +186,35 @@ def _rise(
     """How much accuracy rises on scale * x + shift, and what the rise must exceed.
 
     That is `least`, and three standard errors of the difference of two paired shares: the root
-    of the number of images that change sides, over the number of images.
+    of the number of images that change sides, over the number of images. A score that is surer but
+    no better is no rise: where the task has a metric of its own, that must rise as well.
     """
     gained = lost = n = 0.0
+    told: tuple[list[Evidence], list[Evidence]] = [], []
     for x, y in bench.batches(rows):
-        right = _share(bench.task.predict(bench.model, x)[0] == y)
-        other = _share(bench.task.predict(bench.model, scale * x + shift)[0] == y)
+        right, clean = bench.view.right(bench.model, x, y)
+        other, changed = bench.view.right(bench.model, scale * x + shift, y)
         change = other - right
         gained += float(change.clamp_min(0).sum())
         lost += float(change.clamp_max(0).abs().sum())
         n += len(x)
-    return (gained - lost) / n, max(least, 3 * (gained + lost) ** 0.5 / n)
+        told[0].extend(clean)
+        told[1].extend(changed)
+    rise, least = (gained - lost) / n, max(least, 3 * (gained + lost) ** 0.5 / n)
+    if rise > least:
+        before, after = (bench.view.metric_of(each) for each in told)
+        if before is not None and after is not None:
+            rise = min(rise, after - before)
+    return rise, least
 
 
-def _share(right: Tensor) -> Tensor:
-    """How much of each sample is right, (B,)."""
-    return right.view(len(right), -1).double().mean(1)
-
-
-def _drift(bench: Bench) -> float:
+def _drift(bench: Bench, task: Classification) -> float:
     changed = total = 0
     try:
         half = copy.deepcopy(bench.model).to(torch.bfloat16)
         for x, _ in bench.batches(bench.sampled()):
-            full = bench.task.predict(bench.model, x)[0]
-            changed += int((bench.task.predict(half, x.bfloat16())[0] != full).sum())
+            full = task.predict(bench.model, x)[0]
+            changed += int((task.predict(half, x.bfloat16())[0] != full).sum())
             total += full.numel()
     except Exception:  # endlessly many reasons not to run in bfloat16
         return 1.0
