@@ -25,7 +25,7 @@ from robustbench_gpm.models import Normalised
 from robustbench_gpm.models.normalise import NormalisedDetector
 from robustbench_gpm.shards import Shard
 from robustbench_gpm.sweep import AttackPlan
-from robustbench_gpm.tasks import TASKS, GradedTask
+from robustbench_gpm.tasks import GradedTask
 from robustbench_gpm.trust import GradedView, preflight, views
 
 __all__ = ["run"]  # a fixture
@@ -201,24 +201,22 @@ def test_normalisation_done_twice_or_never_is_told(task: str) -> None:
         assert missed == {"not_normalised"}
 
 
-def test_a_surer_model_that_ranks_no_better_is_not_taken_for_normalised_twice() -> None:
-    """Its score, a mean probability, rises with any scale; mAP does not."""
+class Timid(nn.Module):
+    """The quarters' brightness without their certainty, on any scale."""
 
-    class Timid(nn.Module):
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__()
-            self.network = network
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 * (nn.functional.avg_pool2d(x, 16).flatten(1) - 0.2)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return 0.2 * self.network(x) / 40
 
-    who = subject("multilabel", Timid)
-    view = GradedView(TASKS["multilabel"](), 4, None)  # type: ignore[arg-type]
+def test_a_surer_model_that_ranks_no_better_is_not_taken_for_an_unnormalised_one() -> None:
+    """Its score, a mean probability, rises with the contrast of its images; mAP does not."""
+    who = subject("multilabel", lambda _: Timid(), count=100)
+    assert isinstance(who.task, GradedTask)
+    view = GradedView(who.task, 4, NeverEnough(who.task.loss))
     x, y = who.split.batch(slice(None))
-    mean, std = x.mean(), x.std()
-    clean, other = (view.right(who.model, each, y)[0] for each in (x, (x - mean) / std * 3))
-    assert float((other - clean).mean()) > 0.0
-    assert told(evaluated(who)) & {"normalised_twice", "not_normalised"} == set()
+    clean, other = (view.right(who.model, z, y)[0] for z in (x, (x - x.mean()) / x.std()))
+    assert float((other - clean).mean()) > 0.15
+    assert preflight(who.model, who.split, view, CPU, 50) == []
 
 
 def test_dark_images_are_told() -> None:
