@@ -91,7 +91,7 @@ class GradedView(View):
     on to their end.
     """
 
-    most: ClassVar[int] = 32  # few: nobody leaves an attack early, each costs what it can
+    most: ClassVar[int] = 12  # few: nobody leaves an attack early, each costs what it can
     # Ascent in l2 leaves up to a quarter of honest scores where sigmoids saturate one by one.
     standing: ClassVar[float] = 0.5
     material: ClassVar[float] = 0.02
