@@ -171,12 +171,18 @@ def section(study: Study, given: argparse.Namespace, measured: Measured) -> str:
         for name in study.variants:
             lines.append(f"- `{name}`: {training_line(read_card(folder(given, name, seed)))}")
         lines += ["", f"![Accuracy versus budget, seed {seed}](images/{study.name}_seed{seed}.png)"]
-        for shown in study.shown:
-            for picture in study.pictures:
-                path = image_name(study, shown, seed, picture)
-                lines += ["", f"![{shown} under attack, seed {seed}](images/{path})"]
+        for shown, picture in pictures_of(study, given, seed):
+            path = image_name(study, shown, seed, picture)
+            lines += ["", f"![{shown} under attack, seed {seed}](images/{path})"]
         lines.append("")
     return "\n".join(lines)
+
+
+def pictures_of(study: Study, given: argparse.Namespace, seed: int) -> list[tuple[str, str]]:
+    """The variant and file of each picture that is shown: one seed's are enough."""
+    if seed != given.seeds[0]:
+        return []
+    return [(variant, picture) for variant in study.shown for picture in study.pictures]
 
 
 def image_name(study: Study, variant: str, seed: int, picture: str) -> str:
@@ -205,10 +211,9 @@ def main(study: Study) -> None:
         measured[seed] = evaluate(study, given, seed)
         out = ROOT / "results" / f"{study.name}_seed{seed}"
         shutil.copy(out / "curve.png", images / f"{study.name}_seed{seed}.png")
-        for variant in study.shown:
-            for picture in study.pictures:
-                shown = images / image_name(study, variant, seed, picture)
-                shutil.copy(out / variant / picture, shown)
+        for variant, picture in pictures_of(study, given, seed):
+            shown = images / image_name(study, variant, seed, picture)
+            shutil.copy(out / variant / picture, shown)
     text = section(study, given, measured)
     put_section(ROOT / "docs/results.md", f"{study.name}.py", text, title="Results")
     print(json.dumps({seed: list(records) for seed, records in measured.items()}))

@@ -30,6 +30,7 @@ STUDY = Study(
         "flow-clip-pgd=0.25,0.5,1",
     ),
     shown=("baseline", "gpm"),
+    pictures=("clips.png",),
 )
 
 if __name__ == "__main__":
