@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import Loss, Samples, loss_at
+from ..core import Loss, Samples, ends, loss_at
 
 Render = Callable[[Tensor, Tensor], Tensor]  # (images x, parameter p) -> perturbed images
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # (images x, parameter p, gradient) -> next p
@@ -99,8 +99,11 @@ def in_turn(
     """Make each search on the samples that the searches before it left standing.
 
     The first gets `start` (B,...), each later one what the one before it found. A parameter that
-    fools the model is never given up for another.
+    fools the model is never given up for another. Where nobody counts as fooled, the parameter of
+    highest loss is kept.
     """
+    if len(searches) > 1 and not ends(loss):
+        return _highest(searches, model, x, y, start, loss, samples, render)
     found, p = start.clone(), start
     standing = torch.arange(len(x), device=x.device)
     for turn, search in enumerate(searches):
@@ -113,4 +116,24 @@ def in_turn(
             x, y, p = x[keep], y[keep], p[keep]
         p = search(x, y, p, samples)
         found[standing] = p
+    return found
+
+
+def _highest(
+    searches: Sequence[Search],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    loss: Loss,
+    samples: Samples,
+    render: Render,
+) -> Tensor:
+    found, p = start.clone(), start
+    best = torch.full((len(x),), -torch.inf, device=x.device)
+    for search in searches:
+        p = search(x, y, p, samples)
+        losses, _ = judged(model, render(x, p), y, loss, samples)
+        higher = losses > best
+        found[higher], best[higher] = p[higher], losses[higher]
     return found

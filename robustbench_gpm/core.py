@@ -74,6 +74,11 @@ def loss_at(loss: Loss, step: int, steps: int) -> Loss:
     return loss.at(step, steps) if isinstance(loss, Scheduled) else loss
 
 
+def ends(loss: Loss) -> bool:
+    """Whether an attack can be over early: no, where a loss takes nobody for fooled and says so."""
+    return bool(getattr(loss, "ends", True))
+
+
 class Samples:
     """Who is in a batch: each sample's own random stream, and the book of what each has cost.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_gpm.attacks import ATTACKS
-from robustbench_gpm.attacks.ascent import in_turn
+from robustbench_gpm.attacks.ascent import Search, in_turn
 from robustbench_gpm.attacks.fgsm import FGSM
 from robustbench_gpm.attacks.flow import FlowPGD
 from robustbench_gpm.attacks.geometry import project, random_point, steepest
@@ -19,6 +19,7 @@ from robustbench_gpm.attacks.smoothness import Neighbours, smoothness
 from robustbench_gpm.attacks.stadv import StAdv
 from robustbench_gpm.attacks.stadv_lbfgs import StAdvLBFGS
 from robustbench_gpm.core import Samples, UserError
+from robustbench_gpm.graded.evaluator import NeverEnough
 from robustbench_gpm.losses import margin
 
 BOTH_NEIGHBOURS: tuple[Neighbours, ...] = ("axial", "diagonal")
@@ -217,6 +218,23 @@ def test_a_search_that_fooled_is_never_given_up() -> None:
     assert searched == [[7, 8, 9], [8, 9], [9]]
     torch.testing.assert_close(found[:, 0, 0, 0], torch.tensor([0.9, 0.7, 0.8]))
     assert samples.forwards.tolist() == [1, 2, 3]
+
+
+def test_where_nobody_is_fooled_the_highest_loss_is_kept() -> None:
+    outcomes = ([0.9, 0.1, 0.2], [0.6, 0.7, 0.3], [0.0, 0.0, 0.8])
+
+    def search(turn: int) -> Search:
+        def go(x: Tensor, y: Tensor, p: Tensor, samples: Samples) -> Tensor:
+            return torch.tensor(outcomes[turn])[y].view(-1, 1, 1, 1).expand_as(x)
+
+        return go
+
+    x, y, samples = torch.zeros(3, 1, 2, 2), torch.arange(3), Samples([7, 8, 9])
+    searches = [search(turn) for turn in range(3)]
+    loss = NeverEnough(Above())
+    found = in_turn(searches, nn.Identity(), x, y, x, loss, samples, render=as_given)
+    torch.testing.assert_close(found[:, 0, 0, 0], torch.tensor([0.9, 0.7, 0.8]))
+    assert samples.forwards.tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize("name", ["pgd", "flow-pgd"])

@@ -21,6 +21,7 @@ from robustbench_gpm.core import UserError
 from robustbench_gpm.datasets import Split
 from robustbench_gpm.evaluator import Subject
 from robustbench_gpm.graded import GradedEvaluator, read, write
+from robustbench_gpm.graded.command import draw_graded
 from robustbench_gpm.graded.evaluator import check_suits
 from robustbench_gpm.graded.summary import summarise
 from robustbench_gpm.journal import Journal
@@ -237,3 +238,11 @@ def test_attacks_that_usually_raise_a_margin_raise_what_there_is() -> None:
 def test_losses_of_other_tasks_are_refused(attack: Attack, words: str) -> None:
     with pytest.raises(UserError, match=words):
         evaluator().attack(AttackPlan("it", attack, (0.1,)))
+
+
+def test_a_union_alone_has_a_curve(tmp_path: Path) -> None:
+    """Its budgets are shares, of neither intensity nor location."""
+    measuring = evaluator()
+    measuring.attack(plan("union", 0.5, 1.0))
+    draw_graded([measuring.records()], tmp_path)
+    assert (tmp_path / "curve.png").stat().st_size > 0

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -245,6 +246,7 @@ class GradedEvaluator:
 class NeverEnough:
     """A loss that takes nobody for fooled, so that attacks go on raising it to their end."""
 
+    ends: ClassVar[bool] = False
     inner: Loss
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

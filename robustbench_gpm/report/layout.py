@@ -67,6 +67,7 @@ def _columns(sizes: Sequence[int]) -> tuple[int, ...]:
     fitting = [share for share in shares if sum(share) <= MOST_COLUMNS]
 
     def height(share: tuple[int, ...]) -> int:
-        return max(-(-size // columns) for size, columns in zip(sizes, share, strict=True))
+        rows = (-(-size // columns) for size, columns in zip(sizes, share, strict=True))
+        return max(rows, default=0)
 
     return min(fitting, key=lambda share: (height(share), sum(share)))
