@@ -170,7 +170,7 @@ def section(study: Study, given: argparse.Namespace, measured: Measured) -> str:
         lines += [f"### Seed {seed}", "", *table(records), ""]
         for name in study.variants:
             lines.append(f"- `{name}`: {training_line(read_card(folder(given, name, seed)))}")
-        lines += ["", f"![Accuracy versus budget, seed {seed}](images/{study.name}_seed{seed}.png)"]
+        lines += ["", f"![Curves, seed {seed}](images/{study.name}_seed{seed}.png)"]
         for shown, picture in pictures_of(study, given, seed):
             path = image_name(study, shown, seed, picture)
             lines += ["", f"![{shown} under attack, seed {seed}](images/{path})"]
