@@ -19,6 +19,7 @@ from pathlib import Path
 from outcomes import Row, how_measured, outcomes
 from pages import commit, put_section
 from pgd import machine
+from PIL import Image
 
 from robustbench_gpm.checkpoint import CARD, Card, read_card
 from robustbench_gpm.core import pick_device
@@ -213,7 +214,8 @@ def main(study: Study) -> None:
         shutil.copy(out / "curve.png", images / f"{study.name}_seed{seed}.png")
         for variant, picture in pictures_of(study, given, seed):
             shown = images / image_name(study, variant, seed, picture)
-            shutil.copy(out / variant / picture, shown)
+            with Image.open(out / variant / picture) as drawn:  # a third of the size
+                drawn.convert("RGB").quantize(256).save(shown, optimize=True)
     text = section(study, given, measured)
     put_section(ROOT / "docs/results.md", f"{study.name}.py", text, title="Results")
     print(json.dumps({seed: list(records) for seed, records in measured.items()}))
