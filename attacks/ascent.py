@@ -129,11 +129,12 @@ def _highest(
     samples: Samples,
     render: Render,
 ) -> Tensor:
-    found, p = start.clone(), start
-    best = torch.full((len(x),), -torch.inf, device=x.device)
-    for search in searches:
+    found = p = searches[0](x, y, start, samples)
+    best, _ = judged(model, render(x, p), y, loss, samples)
+    for search in searches[1:]:
         p = search(x, y, p, samples)
         losses, _ = judged(model, render(x, p), y, loss, samples)
         higher = losses > best
-        found[higher], best[higher] = p[higher], losses[higher]
+        best = torch.where(higher, losses, best)
+        found = torch.where(higher.view(-1, *[1] * (p.dim() - 1)), p, found)
     return found
