@@ -17,6 +17,7 @@ from robustbench_gpm.tasks.detection_metric import (
     WRONG,
     average_precision,
     mean_average_precision,
+    mean_quality,
     quality,
     verdicts,
 )
@@ -95,6 +96,17 @@ def test_quality_is_1_for_the_labels_themselves_and_else_at_most_1(
     assert score == pytest.approx(
         2 * len(own[own[:, 4] >= 0]) / max(1, len(own[own[:, 4] >= 0]) + len(boxes)) if boxes else 1
     )
+
+
+def test_an_unsure_detector_has_a_quality_too() -> None:
+    """A box of score .34 counts at .05, .1, .2 and .3, and one that is wrong beside it halves."""
+    there = labels((SQUARE, 1))
+    right, wrong = (SQUARE, 0.34, 1), ((40.0, 40.0, 49.0, 49.0), 0.15, 1)
+    assert quality(rows(right)[None], there[None]).item() == 0
+    assert mean_quality(rows(right)[None], there[None]).item() == pytest.approx(0.4)
+    both = mean_quality(rows(right, wrong)[None], there[None]).item()
+    assert both == pytest.approx((2 * 2 / 3 + 2) / 10)
+    assert mean_quality(rows((SQUARE, 0.95, 1))[None], there[None]).item() == 1
 
 
 def test_average_precision_by_hand() -> None:

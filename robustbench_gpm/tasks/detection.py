@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..core import Loss, Table
 from .base import Evidence, GradedTask, Measured
 from .detection_losses import DETECTION_LOSSES, total
-from .detection_metric import average_precision, mean_average_precision, quality
+from .detection_metric import average_precision, mean_average_precision, mean_quality
 from .moved_boxes import move_boxes
 
 TRUTH = 2.0  # in the place of a score, in evidence: this row is a label
@@ -49,7 +49,7 @@ class Detection(GradedTask):
         return total if name == "cross_entropy" else DETECTION_LOSSES[name]
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, classes: int) -> Measured:  # noqa: ARG002
-        """Score: an image's F1 at a score and an overlap of a half."""
+        """Score: an image's F1 at an overlap of a half, the mean over least scores."""
         found, y = model(x).float().cpu(), y.float().cpu()
         evidence = []
         for rows, labels in zip(found, y, strict=True):
@@ -57,7 +57,7 @@ class Detection(GradedTask):
             truth = torch.cat((labels[:, :4], mark, labels[:, 4:]), 1)
             kept = (rows[rows[:, 5] >= 0], truth[truth[:, 5] != -1])
             evidence.append(torch.cat(kept).numpy())
-        return Measured(quality(found, y), evidence, found)
+        return Measured(mean_quality(found, y), evidence, found)
 
     def metric_of(self, evidence: Sequence[Evidence], classes: int) -> float:
         """VOC's mean average precision; 0 where no image has an object."""
