@@ -3,9 +3,7 @@
 python benchmarks/detection.py --data_path DIR --limit 48 --seeds 0 1 2
 """
 
-from study import Study, main
-
-GPM = ("--gpm_lamb", "50", "--penalty_mode", "finite_difference")
+from study import GPM, Study, main
 
 STUDY = Study(
     name="detection",

@@ -3,8 +3,7 @@
 python benchmarks/detection_two_stage.py --data_path DIR --limit 16 --seeds 0
 """
 
-from detection import GPM
-from study import Study, main
+from study import GPM, Study, main
 
 STUDY = Study(
     name="detection_two_stage",

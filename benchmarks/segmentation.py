@@ -3,9 +3,7 @@
 python benchmarks/segmentation.py --data_path DIR --limit 50 --seeds 0 1 2
 """
 
-from study import Study, main
-
-DIFFERENCES = ("--penalty_mode", "finite_difference")
+from study import FLOW_GRADIENT, GPM, Study, main
 
 STUDY = Study(
     name="segmentation",
@@ -18,11 +16,7 @@ STUDY = Study(
         "under `flow-pgd`."
     ),
     recipe="recipes/camvid_unet_short.yaml",
-    variants={
-        "baseline": (),
-        "gpm": ("--gpm_lamb", "50", *DIFFERENCES),
-        "flow_gradient": ("--fgr_lamb", "100", *DIFFERENCES),
-    },
+    variants={"baseline": (), "gpm": GPM, "flow_gradient": FLOW_GRADIENT},
     attacks=("pgd", "segpgd", "flow-pgd"),
     budgets=(
         *("pgd=1/255,2/255,4/255", "segpgd=1/255,2/255,4/255"),

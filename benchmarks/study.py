@@ -28,6 +28,10 @@ from robustbench_gpm.tasks import TASKS
 
 Measured = dict[int, dict[str, list[Row]]]  # by seed and model
 
+DIFFERENCES = ("--penalty_mode", "finite_difference")
+GPM = ("--gpm_lamb", "50", *DIFFERENCES)
+FLOW_GRADIENT = ("--fgr_lamb", "100", *DIFFERENCES)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

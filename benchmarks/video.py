@@ -3,9 +3,7 @@
 python benchmarks/video.py --data_path DIR --seeds 0 1 2
 """
 
-from study import Study, main
-
-DIFFERENCES = ("--penalty_mode", "finite_difference")
+from study import FLOW_GRADIENT, GPM, Study, main
 
 STUDY = Study(
     name="video",
@@ -19,11 +17,7 @@ STUDY = Study(
         "in time."
     ),
     recipe="recipes/actions_clip_cnn_short.yaml",
-    variants={
-        "baseline": (),
-        "gpm": ("--gpm_lamb", "50", *DIFFERENCES),
-        "flow_gradient": ("--fgr_lamb", "100", *DIFFERENCES),
-    },
+    variants={"baseline": (), "gpm": GPM, "flow_gradient": FLOW_GRADIENT},
     attacks=("pgd", "shared-pgd", "flow-clip-pgd"),
     budgets=(
         *("pgd=1/255,2/255,4/255", "shared-pgd=1/255,2/255,4/255"),

@@ -8,6 +8,7 @@ VOC does its difficult ones: to find it is neither right nor wrong, and so is to
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,13 +64,7 @@ def quality(
     of a score of at least `least_score` count: the harmonic mean of precision and recall. 1 where
     there is nothing to find and nothing is found.
     """
-    scores = []
-    for own, truth in zip(predictions.detach().cpu(), labels.detach().cpu(), strict=True):
-        told = verdicts(own[own[:, 4] >= least_score], truth, overlap)
-        right, claimed = int((told == RIGHT).sum()), int((told != UNCOUNTED).sum())
-        objects = int((truth[:, 4] >= 0).sum())
-        scores.append(2 * right / (objects + claimed) if objects + claimed else 1.0)
-    return torch.tensor(scores, dtype=torch.float32, device=predictions.device)
+    return _f1(predictions, labels, (least_score,), overlap)[:, 0]
 
 
 @torch.no_grad()
@@ -78,8 +73,29 @@ def mean_quality(predictions: Tensor, labels: Tensor, overlap: float = OVERLAP) 
 
     Unlike a single one, it also tells two attacks on an unsure detector apart.
     """
-    each = [quality(predictions, labels, least, overlap) for least in LEAST_SCORES]
-    return torch.stack(each).mean(0)
+    return _f1(predictions, labels, LEAST_SCORES, overlap).mean(1)
+
+
+def _f1(
+    predictions: Tensor, labels: Tensor, least_scores: Sequence[float], overlap: float
+) -> Tensor:
+    """F1 of B images at each of L least scores, (B,L).
+
+    One look at an image serves them all: whether a box is right depends on likelier ones alone.
+    """
+    rows = []
+    for own, truth in zip(predictions.detach().cpu(), labels.detach().cpu(), strict=True):
+        likely = own[own[:, 4] >= min(least_scores)]
+        told = verdicts(likely, truth, overlap)
+        objects = int((truth[:, 4] >= 0).sum())
+        row = []
+        for least in least_scores:
+            counted = told[likely[:, 4] >= least]
+            right, claimed = int((counted == RIGHT).sum()), int((counted != UNCOUNTED).sum())
+            row.append(2 * right / (objects + claimed) if objects + claimed else 1.0)
+        rows.append(row)
+    found = torch.tensor(rows, dtype=torch.float32, device=predictions.device)
+    return found.view(-1, len(least_scores))
 
 
 def average_precision(
