@@ -245,11 +245,6 @@ class Evaluator:
         )
 
 
-def shown_flow(flow: Tensor, frames: int) -> Tensor:
-    """Of a flow a frame (2T,H,W) that of the frame in the middle; (2,H,W) is of all frames."""
-    return flow if len(flow) == 2 else flow[2 * (frames // 2) :][:2]
-
-
 def _outcome(trail: Trail, plan: AttackPlan) -> Outcome:
     smallest = float("nan")
     if trail.found is not None:

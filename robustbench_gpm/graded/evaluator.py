@@ -21,7 +21,7 @@ from ..attacks import Attack, raises_any_loss
 from ..attacks.options import innermost, told
 from ..attacks.perturbed import Perturbed
 from ..core import Loss, Samples, UserError, frozen, loss_at
-from ..evaluator import Subject, middle, shown_flow
+from ..evaluator import Subject, middle
 from ..journal import Journal
 from ..progress import bar
 from ..shards import Shard
@@ -240,6 +240,11 @@ class GradedEvaluator:
             score = np.concatenate([outcome.levels[place].score for outcome in outcomes]).mean()
             told.append(f"{plan.attack.threat.label(plan.budgets[place])}: {score:.3f}")
         return f"score {', '.join(told)}"
+
+
+def shown_flow(flow: Tensor, frames: int) -> Tensor:
+    """Of a flow a frame (2T,H,W) that of the frame in the middle; (2,H,W) is of all frames."""
+    return flow if len(flow) == 2 else flow[2 * (frames // 2) :][:2]
 
 
 @dataclass(frozen=True)
